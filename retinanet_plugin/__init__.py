@@ -1,0 +1,40 @@
+"""RetinaNet of replaceable parts for Detectron2. Importing this package registers every part.
+
+Reuse from another Detectron2 project::
+
+    from retinanet_plugin import add_retinanet_config
+    add_retinanet_config(cfg)  # then: cfg.MODEL.META_ARCHITECTURE = "ModularRetinaNet"
+"""
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "retinanet_plugin needs Detectron2 (0.5, 0.6 or main), which could not be imported "
+        f"({error}); install torch first, then run: python -m pip install --no-build-isolation "
+        "'git+https://github.com/facebookresearch/detectron2.git'"
+    ) from error
+
+from .backbone import build_fpn_p3p7_backbone
+from .config import add_retinanet_config
+from .errors import UserError
+from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
+from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, FocalLoss, sigmoid_focal_loss
+from .matcher import MATCHER_REGISTRY, IoUMatcher
+from .meta_arch import ModularRetinaNet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BOX_LOSS_REGISTRY",
+    "CLS_LOSS_REGISTRY",
+    "MATCHER_REGISTRY",
+    "RETINANET_HEAD_REGISTRY",
+    "FocalLoss",
+    "IoUMatcher",
+    "ModularRetinaNet",
+    "RetinaNetHead",
+    "UserError",
+    "add_retinanet_config",
+    "build_fpn_p3p7_backbone",
+    "sigmoid_focal_loss",
+]

@@ -1,0 +1,64 @@
+"""FPN P3-P7 over any bottom-up network (Lin et al., arXiv 1708.02002, section 4)."""
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+
+from .errors import UserError
+
+
+@BACKBONE_REGISTRY.register()
+def build_fpn_p3p7_backbone(cfg, input_shape):
+    """Build a feature pyramid whose levels P3..P7 have strides 8..128.
+
+    P3..P5 come from the features ``MODEL.FPN.IN_FEATURES`` of the network that
+    ``MODEL.FPN.BOTTOM_UP`` builds. P6 is a 3x3 stride-2 convolution on
+    ``MODEL.FPN.TOP_BLOCK_IN_FEATURE``: ``res5`` (C5, as in the paper) or ``p5``. P7 is ReLU and
+    a 3x3 stride-2 convolution on P6 (section 4, footnote 2).
+
+    Args:
+        cfg (CfgNode): with the keys of :func:`add_retinanet_config`.
+        input_shape (ShapeSpec): of the images; ``channels`` is read.
+
+    Returns:
+        FPN: maps images (N, 3, H, W) to ``{"p3": (N, FPN.OUT_CHANNELS, H/8, W/8), ...}``.
+
+    Raises:
+        UserError: ``IN_FEATURES`` or ``TOP_BLOCK_IN_FEATURE`` names no feature that exists.
+    """
+    fpn = cfg.MODEL.FPN
+    bottom_up = _bottom_up_builder(fpn.BOTTOM_UP)(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    for name in fpn.IN_FEATURES:
+        if name not in shapes:
+            raise UserError(
+                f"MODEL.FPN.IN_FEATURES has {name!r}, which {fpn.BOTTOM_UP} does not make: choose "
+                f"from {sorted(shapes)}, or add it to MODEL.RESNETS.OUT_FEATURES"
+            )
+    strides = [shapes[name].stride for name in fpn.IN_FEATURES]
+    if not strides:
+        raise UserError("MODEL.FPN.IN_FEATURES is empty: RetinaNet needs ['res3', 'res4', 'res5']")
+    last_level = f"p{strides[-1].bit_length() - 1}"
+    source = fpn.TOP_BLOCK_IN_FEATURE
+    if source != last_level and source not in shapes:
+        raise UserError(
+            f"MODEL.FPN.TOP_BLOCK_IN_FEATURE is {source!r}, which does not exist: choose "
+            f"{last_level!r} or one of {sorted(shapes)}"
+        )
+    in_channels = fpn.OUT_CHANNELS if source == last_level else shapes[source].channels
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=fpn.IN_FEATURES,
+        out_channels=fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, in_feature=source),
+        fuse_type=fpn.FUSE_TYPE,
+    )
+
+
+def _bottom_up_builder(name):
+    if name not in BACKBONE_REGISTRY:
+        raise UserError(
+            f"MODEL.FPN.BOTTOM_UP is {name!r}, which is not in Detectron2's BACKBONE_REGISTRY: "
+            "import the module that registers it, or use 'build_resnet_backbone'"
+        )
+    return BACKBONE_REGISTRY.get(name)

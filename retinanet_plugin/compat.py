@@ -1,0 +1,63 @@
+"""Every place where Detectron2 0.5, 0.6 and main differ for this package."""
+import inspect
+
+from detectron2 import layers
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import ImageList
+from detectron2.utils import events
+from torch import nn
+
+
+def batch_images(images, backbone):
+    """Pad and stack images (3, H, W) to the sizes that ``backbone`` accepts.
+
+    ``Backbone.padding_constraints`` (square inputs of ViT backbones) exists since 2022.
+    """
+    constraints = getattr(backbone, "padding_constraints", None)
+    if not constraints:
+        return ImageList.from_tensors(images, backbone.size_divisibility)
+    return ImageList.from_tensors(
+        images, backbone.size_divisibility, padding_constraints=constraints
+    )
+
+
+def norm_per_level(norm, channels, num_levels):
+    """A normalisation layer for a head that is shared over ``num_levels`` feature levels.
+
+    Batch statistics differ between levels, so batch norm keeps them per level, as stock does
+    since 0.6 with ``CycleBatchNormList``; 0.5 shares them, and this package then does too.
+    """
+    if norm in ("BN", "SyncBN") and hasattr(layers, "CycleBatchNormList"):
+        bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
+        return layers.CycleBatchNormList(num_levels, bn_class=bn_class, num_features=channels)
+    return layers.get_norm(norm, channels)
+
+
+def put_scalar(name, value):
+    """Log a scalar where a trainer is listening; ``has_event_storage`` is missing before main."""
+    try:
+        storage = events.get_event_storage()
+    except AssertionError:
+        return
+    storage.put_scalar(name, value)
+
+
+def coco_evaluator(dataset_name, output_dir, detections_per_image):
+    """Detectron2's ``COCOEvaluator`` for boxes, which counts as many detections as the model keeps.
+
+    The compiled evaluation is used where Detectron2 was compiled; 0.5 does not look itself.
+    ``max_dets_per_image`` exists since 0.6: before, COCO's limit of 100 holds.
+    """
+    options = {"use_fast_impl": _is_compiled()}
+    knows_limit = "max_dets_per_image" in inspect.signature(COCOEvaluator).parameters
+    if detections_per_image > 100 and knows_limit:
+        options["max_dets_per_image"] = detections_per_image
+    return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir, **options)
+
+
+def _is_compiled():
+    try:
+        from detectron2._C import COCOevalEvaluateImages  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
+import difflib
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .errors import UserError
+
+
+def add_retinanet_config(cfg):
+    """Add this package's keys to ``cfg``. No default of Detectron2 is changed.
+
+    Every stock key (``MODEL.RETINANET.*``, ``MODEL.FPN.*``, ...) keeps its meaning.
+    """
+    retinanet = cfg.MODEL.RETINANET
+    # Parts, by their names in this package's registries.
+    retinanet.HEAD_NAME = "RetinaNetHead"
+    retinanet.MATCHER_NAME = "IoUMatcher"
+    retinanet.CLS_LOSS_NAME = "FocalLoss"
+    # lambda, the weight of the box loss next to the classification loss.
+    retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
+
+    # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
+    cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
+    # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
+    cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
+
+    # Data sets in COCO's format to register: a list of (name, annotation file, image folder).
+    cfg.DATASETS.COCO_JSON = []
+
+
+def load_config(config_file, opts=()):
+    """Detectron2's defaults, this package's keys, then ``config_file``, then ``opts``.
+
+    Args:
+        config_file (str): a YAML file, or "" for none.
+        opts (list[str]): ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+    Returns:
+        CfgNode: not frozen, and not checked against data or model: see :func:`check_config`.
+
+    Raises:
+        UserError: a file that cannot be read, an unknown key, a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_retinanet_config(cfg)
+    if config_file:
+        if not PathManager.isfile(config_file):
+            raise UserError(f"the config file {config_file} does not exist: correct --config-file")
+        _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
+    _check_opts(opts)
+    _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options of the command line")
+    return cfg
+
+
+def check_config(cfg):
+    """Refuse a config that would train something other than what was meant.
+
+    Raises:
+        UserError: a key of two-stage models was set where RetinaNet's was meant, or the device
+            does not exist.
+    """
+    default = get_cfg()
+    for key in ("NUM_CLASSES", "SCORE_THRESH_TEST"):
+        value = cfg.MODEL.ROI_HEADS[key]
+        if value not in (default.MODEL.ROI_HEADS[key], cfg.MODEL.RETINANET[key]):
+            raise UserError(
+                f"MODEL.ROI_HEADS.{key} is set to {value} but RetinaNet does not read it: set "
+                f"MODEL.RETINANET.{key} (now {cfg.MODEL.RETINANET[key]}) instead"
+            )
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch finds no CUDA device here: "
+            "add --opts MODEL.DEVICE cpu, or install a PyTorch build that fits the GPU's driver"
+        )
+
+
+def _check_opts(opts):
+    for option in opts:
+        if option.startswith("--"):
+            raise UserError(
+                f"{option} stands after the config options and would be read as a key or a value "
+                "of them: move it before --opts"
+            )
+    if len(opts) % 2:
+        raise UserError(
+            f"the config option {opts[-1]} has no value: write --opts KEY VALUE KEY VALUE ..."
+        )
+
+
+def _merge(cfg, merge, source):
+    """Run ``merge``; turn the many errors of yacs and YAML into one sentence about ``source``."""
+    known = set(_keys(cfg))
+    try:
+        merge()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{source} builds on the config file {error.filename}, which does not exist: correct "
+            "its _BASE_"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    except KeyError as error:
+        key = str(error.args[0]).rsplit(" ", 1)[-1]
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise UserError(
+            f"unknown config key {key} in {source}: the nearest known key is {close[0]}"
+        ) from error
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def _keys(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

@@ -1,0 +1,162 @@
+"""A small real detection task without a download: handwritten digits on photographs.
+
+The digits are the 1,797 scans of the UCI set (8x8 grey values) and the backgrounds the two
+photographs that scikit-learn carries.
+"""
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+IMAGE_SIZE = 160
+# The longer side of a digit, pixels.
+DIGIT_SIZE = (20, 80)
+MAX_DIGITS = 5
+NUM_IMAGES = {"train": 2000, "val": 240}
+# The share of the digits that only val images show.
+VAL_SHARE = 0.2
+
+
+def write_digits(output, seed=0, num_images=None):
+    """Write COCO-format train and val sets; the same seed gives the same bytes.
+
+    Makes ``output/{train,val}/*.jpg`` and ``output/annotations/{train,val}.json`` with boxes in
+    pixels, tight around the ink. No digit of val is shown in train. ``output`` appears only when
+    it is complete.
+
+    Args:
+        output (str): a folder that does not exist yet.
+        seed (int): of everything random.
+        num_images (dict[str, int] or None): images of ``train`` and ``val``;
+            None: ``NUM_IMAGES``.
+
+    Raises:
+        UserError: ``output`` exists, or scikit-learn is missing.
+    """
+    if os.path.exists(output):
+        raise UserError(f"{output} exists already: delete it or name another folder")
+    num_images = num_images or NUM_IMAGES
+    glyphs, labels, photographs = _load_sources()
+    order = np.random.default_rng(seed).permutation(len(glyphs))
+    num_val = int(len(glyphs) * VAL_SHARE)
+    glyphs_of = {"val": order[:num_val], "train": order[num_val:]}
+
+    partial = f"{output.rstrip('/')}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(os.path.join(partial, "annotations"))
+    for number, split in enumerate(("train", "val")):
+        os.makedirs(os.path.join(partial, split))
+        rng = np.random.default_rng([seed, number])
+        images, annotations = [], []
+        for image_id in range(1, num_images[split] + 1):
+            image, boxes, chosen = _draw_image(rng, glyphs, glyphs_of[split], photographs)
+            file_name = f"{image_id:05d}.jpg"
+            path = os.path.join(partial, split, file_name)
+            cv2.imwrite(path, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            images.append(
+                {"id": image_id, "file_name": file_name, "height": IMAGE_SIZE, "width": IMAGE_SIZE}
+            )
+            for (x, y, w, h), glyph in zip(boxes, chosen):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": int(labels[glyph]) + 1,
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                    }
+                )
+        coco = {
+            "info": {"description": f"handwritten digits on photographs, {split}, seed {seed}"},
+            "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
+            "images": images,
+            "annotations": annotations,
+        }
+        with open(os.path.join(partial, "annotations", f"{split}.json"), "w") as f:
+            json.dump(coco, f)
+    os.rename(partial, output)
+
+
+def _load_sources():
+    """Grey values (1797, 8, 8) in 0..1, their digits (1797,), and BGR photographs."""
+    try:
+        from sklearn.datasets import load_digits, load_sample_images
+    except ImportError as error:
+        raise UserError(
+            "the digits come with scikit-learn, which is missing: python -m pip install "
+            "scikit-learn pillow"
+        ) from error
+    digits = load_digits()
+    photographs = [image[:, :, ::-1] for image in load_sample_images().images]
+    return digits.images.astype(np.float32) / 16, digits.target, photographs
+
+
+def _draw_image(rng, glyphs, choice, photographs):
+    """One image, its boxes [(x, y, w, h)] and the indices of the digits in them."""
+    image = _draw_background(rng, photographs)
+    boxes, chosen = [], []
+    for _ in range(rng.integers(1, MAX_DIGITS + 1)):
+        glyph = rng.choice(choice)
+        ink = _draw_ink(glyphs[glyph], rng.integers(DIGIT_SIZE[0], DIGIT_SIZE[1] + 1))
+        box = _free_place(rng, ink.shape, boxes)
+        if box is None:
+            continue
+        x, y, w, h = box
+        patch = image[y : y + h, x : x + w]
+        colour = _contrasting_colour(rng, patch.mean(axis=(0, 1)))
+        patch += ink[:, :, None] * (colour - patch)
+        boxes.append(box)
+        chosen.append(glyph)
+    return image.round().astype(np.uint8), boxes, chosen
+
+
+def _draw_background(rng, photographs):
+    """A random square of a photograph, (IMAGE_SIZE, IMAGE_SIZE, 3), float32, BGR."""
+    photograph = photographs[rng.integers(len(photographs))]
+    side = rng.integers(IMAGE_SIZE // 2, min(photograph.shape[:2]) + 1)
+    y, x = (rng.integers(limit - side + 1) for limit in photograph.shape[:2])
+    square = photograph[y : y + side, x : x + side]
+    if rng.random() < 0.5:
+        square = square[:, ::-1]
+    square = cv2.resize(
+        np.ascontiguousarray(square), (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA
+    )
+    return square.astype(np.float32)
+
+
+def _draw_ink(glyph, size):
+    """Opacity 0..1 of a digit, cropped to its ink, with ``size`` pixels on the longer side."""
+    # A margin of one cell keeps the strokes at the border from being cut.
+    scale = 8
+    smooth = cv2.resize(
+        np.pad(glyph, 1), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC
+    )
+    ys, xs = np.nonzero(smooth > 0.5)
+    smooth = smooth[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    h, w = (max(1, round(side * size / max(smooth.shape))) for side in smooth.shape)
+    smooth = cv2.resize(smooth, (w, h), interpolation=cv2.INTER_LINEAR)
+    # From half-grey on it is ink: the outline is sharp within a pixel or two.
+    return np.clip((smooth - 0.35) / 0.3, 0, 1)
+
+
+def _free_place(rng, shape, boxes, tries=50):
+    """A box (x, y, w, h) that touches none of ``boxes``, or None where there is no room."""
+    h, w = shape
+    for _ in range(tries):
+        x, y = rng.integers(IMAGE_SIZE - w + 1), rng.integers(IMAGE_SIZE - h + 1)
+        if all(x + w < bx or bx + bw < x or y + h < by or by + bh < y for bx, by, bw, bh in boxes):
+            return int(x), int(y), w, h
+    return None
+
+
+def _contrasting_colour(rng, background):
+    """A random BGR colour that can be told from the mean colour of the background."""
+    while True:
+        colour = rng.integers(0, 256, 3)
+        if np.abs(colour - background).sum() > 200:
+            return colour.astype(np.float32)

@@ -1,0 +1,104 @@
+"""Detectron2's DefaultTrainer with evaluators, and everything that is checked before it starts."""
+import contextlib
+import sys
+
+import torch
+from detectron2.engine import DefaultTrainer, default_argument_parser
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.modeling import build_backbone
+from detectron2.utils.file_io import PathManager
+
+from .compat import coco_evaluator
+from .config import check_config, load_config
+from .data.coco_json import check_datasets, register_coco_json
+from .errors import UserError
+from .meta_arch import feature_shapes
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's trainer; evaluates in COCO's or Pascal VOC's way, as the data set asks."""
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if evaluator_type == "coco":
+            return coco_evaluator(
+                dataset_name, output_folder or cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE
+            )
+        if evaluator_type == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise UserError(
+            f"the data set {dataset_name} has the evaluator type {evaluator_type!r}, but this "
+            "trainer knows 'coco' and 'pascal_voc': set MetadataCatalog.get(name).evaluator_type"
+        )
+
+
+def argument_parser():
+    """Detectron2's options, with ``--opts KEY VALUE ...`` beside its trailing ``KEY VALUE``."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--opts",
+        dest="more_opts",
+        nargs="...",
+        default=[],
+        metavar="KEY VALUE",
+        help="config options, as at the end of the command; write them last",
+    )
+    return parser
+
+
+def setup_config(args):
+    """Read the config, register its data sets; returns it frozen.
+
+    Args:
+        args (Namespace): of :func:`argument_parser`.
+
+    Raises:
+        UserError: see :func:`retinanet_plugin.config.load_config`.
+    """
+    cfg = load_config(args.config_file, [*(args.opts or []), *args.more_opts])
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg.freeze()
+    return cfg
+
+
+def check_before_training(cfg, eval_only=False):
+    """Find what would fail, or train something else than meant, before any long work starts.
+
+    Raises:
+        UserError: from the config, the data sets, the weights or the model.
+    """
+    check_config(cfg)
+    check_datasets(cfg, eval_only)
+    _check_weights(cfg.MODEL.WEIGHTS)
+    # Shapes alone show whether the parts fit: no memory is filled where PyTorch can avoid it.
+    with torch.device("meta") if hasattr(torch, "get_default_device") else contextlib.nullcontext():
+        feature_shapes(cfg, build_backbone(cfg))
+
+
+@contextlib.contextmanager
+def one_sentence_errors():
+    """Print a :class:`UserError` as one line and exit with status 1, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _check_weights(path):
+    if not path:
+        return
+    try:
+        # Files of the web are fetched into the cache, once and not by every process.
+        found = PathManager.isfile(PathManager.get_local_path(path))
+    except OSError as error:
+        raise UserError(
+            f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
+            "MODEL.WEIGHTS to its path, or to '' to start from random weights"
+        ) from error
+    if not found:
+        raise UserError(
+            f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or set it to '' to "
+            "start from random weights"
+        )

@@ -1,0 +1,113 @@
+"""From head outputs to detections: threshold, top-k, decoding, NMS."""
+import math
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+
+class RetinaNetInference(nn.Module):
+    """Decoding of arXiv 1708.02002, section 4.1 ("Inference").
+
+    Only entries above the score threshold are ever turned into scores, and of those only the best
+    of each level into boxes. Same detections as Detectron2's RetinaNet.
+    """
+
+    @configurable
+    def __init__(self, *, box2box_transform, score_thresh, topk_candidates, nms_thresh,
+                 max_detections_per_image):
+        """
+        Args:
+            box2box_transform (Box2BoxTransform): from deltas to boxes.
+            score_thresh (float): detections have scores above it.
+            topk_candidates (int): most candidates that a level passes to NMS.
+            nms_thresh (float): IoU above which the lower-scored box of a class is dropped.
+            max_detections_per_image (int): detections kept, best first.
+        """
+        super().__init__()
+        self.box2box_transform = box2box_transform
+        self.score_thresh = score_thresh
+        self.topk_candidates = topk_candidates
+        self.nms_thresh = nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+        self._logit_thresh = _logit_below(score_thresh)
+
+    @classmethod
+    def from_config(cls, cfg):
+        retinanet = cfg.MODEL.RETINANET
+        return {
+            "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
+            "score_thresh": retinanet.SCORE_THRESH_TEST,
+            "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "nms_thresh": retinanet.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    def extra_repr(self):
+        return (
+            f"score_thresh={self.score_thresh}, topk_candidates={self.topk_candidates}, "
+            f"nms_thresh={self.nms_thresh}, "
+            f"max_detections_per_image={self.max_detections_per_image}"
+        )
+
+    def forward(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
+        """
+        Args:
+            anchors (list[Boxes]): of each level, Hi*Wi*A boxes, absolute pixels.
+            pred_logits (list[Tensor]): of each level, (N, Hi, Wi, A, K).
+            pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4).
+            image_sizes (list[tuple[int, int]]): (height, width) of each image without padding.
+
+        Returns:
+            list[Instances]: of each image, with ``pred_boxes`` (absolute pixels of the padded
+            input, not clipped), ``scores`` and ``pred_classes``, best first.
+        """
+        return [
+            self._detect_in_image(
+                anchors,
+                [logits[n] for logits in pred_logits],
+                [deltas[n] for deltas in pred_anchor_deltas],
+                image_size,
+            )
+            for n, image_size in enumerate(image_sizes)
+        ]
+
+    def _detect_in_image(self, anchors, pred_logits, pred_anchor_deltas, image_size):
+        levels = zip(anchors, pred_logits, pred_anchor_deltas)
+        candidates = [self._candidates_of_level(*level) for level in levels]
+        boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
+        keep = batched_nms(boxes, scores, classes, self.nms_thresh)
+        keep = keep[: self.max_detections_per_image]
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
+            pred_classes=classes[keep],
+        )
+
+    def _candidates_of_level(self, anchors, logits, deltas):
+        """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
+        num_anchors, num_classes = logits.shape[-2:]
+        index = (logits > self._logit_thresh).nonzero(as_tuple=True)
+        scores = logits[index].float().sigmoid_()
+        above = scores > self.score_thresh
+        scores, index = scores[above], [i[above] for i in index]
+        scores, best = scores.topk(min(self.topk_candidates, len(scores)))
+        y, x, a, classes = (i[best] for i in index)
+        anchor_index = (y * logits.shape[1] + x) * num_anchors + a
+        boxes = self.box2box_transform.apply_deltas(
+            deltas[y, x, a].float(), anchors.tensor[anchor_index]
+        )
+        return boxes, scores, classes
+
+
+def _logit_below(score):
+    """A logit slightly below that of ``score``: a cheap filter that drops no detection."""
+    if score <= 0:
+        return -math.inf
+    if score >= 1:
+        return math.inf
+    return math.log(score / (1 - score)) - 1e-3

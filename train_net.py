@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Train or evaluate a RetinaNet with Detectron2's trainer.
+
+python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml \\
+    --num-gpus 8 --opts OUTPUT_DIR output/r50
+"""
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from retinanet_plugin.engine import (
+    Trainer,
+    argument_parser,
+    check_before_training,
+    one_sentence_errors,
+    setup_config,
+)
+
+
+def main(args):
+    """Runs in every process, one a GPU; returns the metrics of ``DATASETS.TEST``."""
+    cfg = setup_config(args)
+    default_setup(cfg, args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    with one_sentence_errors():
+        check_before_training(setup_config(args), args.eval_only)
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
