@@ -33,7 +33,6 @@ class RetinaNetInference(nn.Module):
         self.topk_candidates = topk_candidates
         self.nms_thresh = nms_thresh
         self.max_detections_per_image = max_detections_per_image
-        self._logit_thresh = _logit_below(score_thresh)
 
     @classmethod
     def from_config(cls, cfg):
@@ -91,7 +90,7 @@ class RetinaNetInference(nn.Module):
     def _candidates_of_level(self, anchors, logits, deltas):
         """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
         num_anchors, num_classes = logits.shape[-2:]
-        index = (logits > self._logit_thresh).nonzero(as_tuple=True)
+        index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
         scores = logits[index].float().sigmoid_()
         above = scores > self.score_thresh
         scores, index = scores[above], [i[above] for i in index]

@@ -7,7 +7,9 @@ from detectron2.modeling import (
     build_backbone,
     detector_postprocess,
 )
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from .compat import batch_images, put_scalar
@@ -29,7 +31,8 @@ class ModularRetinaNet(nn.Module):
 
     @configurable
     def __init__(self, *, backbone, anchor_generator, head, matcher, cls_loss, box_loss, inference,
-                 num_classes, in_features, box_loss_weight, pixel_mean, pixel_std):
+                 num_classes, in_features, box_loss_weight, pixel_mean, pixel_std, vis_period=0,
+                 input_format="BGR"):
         """
         Args:
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
@@ -43,6 +46,9 @@ class ModularRetinaNet(nn.Module):
             in_features (list[str]): names of the backbone's features that the head reads.
             box_loss_weight (float): lambda.
             pixel_mean, pixel_std (list[float]): of each channel, to normalise images with.
+            vis_period (int): iterations between pictures of truth and detections in the event
+                storage; 0: none.
+            input_format (str): of the images' channels, for those pictures.
         """
         super().__init__()
         self.backbone = backbone
@@ -55,6 +61,8 @@ class ModularRetinaNet(nn.Module):
         self.num_classes = num_classes
         self.in_features = in_features
         self.box_loss_weight = box_loss_weight
+        self.vis_period = vis_period
+        self.input_format = input_format
         # Constants of the config, not weights: not saved, as in Detectron2.
         mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
@@ -83,6 +91,8 @@ class ModularRetinaNet(nn.Module):
             "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "vis_period": cfg.VIS_PERIOD,
+            "input_format": cfg.INPUT.FORMAT,
         }
 
     @property
@@ -112,6 +122,13 @@ class ModularRetinaNet(nn.Module):
         if self.training:
             gt_instances = [self._ground_truth(x) for x in batched_inputs]
             gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
+            if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+                with torch.no_grad():
+                    detections = self.inference(
+                        anchors, pred_logits, pred_anchor_deltas, images.image_sizes
+                    )
+                # Stock's method reads nothing of a model but its input_format.
+                RetinaNet.visualize_training(self, batched_inputs, detections)
             return self.losses(
                 anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes
             )
@@ -157,7 +174,7 @@ class ModularRetinaNet(nn.Module):
             labels.reshape(logits.shape[:-1])
             for labels, logits in zip(labels_of_levels, pred_logits)
         ]
-        loss_cls = self.cls_loss(pred_logits, labels_of_levels)
+        loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
 
         foreground = (gt_labels >= 0) & (gt_labels < self.num_classes)
         image, anchor = foreground.nonzero(as_tuple=True)
