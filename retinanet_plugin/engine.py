@@ -1,10 +1,11 @@
 """Detectron2's DefaultTrainer with evaluators, and everything that is checked before it starts."""
 import contextlib
+import os
 import sys
 
 import torch
-from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
@@ -24,7 +25,9 @@ class Trainer(DefaultTrainer):
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if evaluator_type == "coco":
             return coco_evaluator(
-                dataset_name, output_folder or cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE
+                dataset_name,
+                output_folder or inference_folder(cfg, dataset_name),
+                cfg.TEST.DETECTIONS_PER_IMAGE,
             )
         if evaluator_type == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
@@ -34,18 +37,38 @@ class Trainer(DefaultTrainer):
         )
 
 
+def inference_folder(cfg, dataset_name):
+    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+
+
 def argument_parser():
     """Detectron2's options, with ``--opts KEY VALUE ...`` beside its trailing ``KEY VALUE``."""
     parser = default_argument_parser()
+    _add_opts(parser)
+    return parser
+
+
+def add_config_arguments(parser):
+    """The options of a command that reads a config."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    _add_opts(parser)
+
+
+def config_options(args):
+    """``[KEY, VALUE, ...]`` of :func:`argument_parser` or :func:`add_config_arguments`."""
+    return [*(getattr(args, "opts", None) or []), *args.more_opts]
+
+
+def _add_opts(parser):
     parser.add_argument(
         "--opts",
         dest="more_opts",
         nargs="...",
         default=[],
         metavar="KEY VALUE",
-        help="config options, as at the end of the command; write them last",
+        help="config options; write them last",
     )
-    return parser
 
 
 def setup_config(args):
@@ -57,7 +80,7 @@ def setup_config(args):
     Raises:
         UserError: see :func:`retinanet_plugin.config.load_config`.
     """
-    cfg = load_config(args.config_file, [*(args.opts or []), *args.more_opts])
+    cfg = load_config(args.config_file, config_options(args))
     register_coco_json(cfg.DATASETS.COCO_JSON)
     cfg.freeze()
     return cfg

@@ -89,7 +89,7 @@ class RetinaNetInference(nn.Module):
 
     def _candidates_of_level(self, anchors, logits, deltas):
         """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
-        num_anchors, num_classes = logits.shape[-2:]
+        num_anchors = logits.shape[-2]
         index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
         scores = logits[index].float().sigmoid_()
         above = scores > self.score_thresh

@@ -1,0 +1,24 @@
+"""``python -m retinanet_plugin COMMAND``: what people run besides training."""
+import argparse
+
+from .commands import COMMANDS
+from .engine import one_sentence_errors
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m retinanet_plugin", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        description = command.__doc__
+        subparser = subparsers.add_parser(
+            name, help=description.splitlines()[0], description=description
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    with one_sentence_errors():
+        args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Packaging. Neither torch nor Detectron2 is a requirement: their builds depend on the CUDA of the
+machine, and this package works with the ones that are there."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="retinanet_plugin",
+    # Read, not imported: importing needs Detectron2.
+    version=re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "retinanet_plugin/__init__.py").read_text(), re.M
+    )[1],
+    description="A RetinaNet of replaceable parts for Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["retinanet_plugin", "retinanet_plugin.*"]),
+    python_requires=">=3.8",
+    # Each is a requirement of Detectron2 as well, so that nothing new arrives with this package.
+    install_requires=[
+        "fvcore",  # box losses, registries
+        "pyyaml",  # errors in config files
+    ],
+    extras_require={
+        # python -m retinanet_plugin digits
+        "digits": ["opencv-python-headless", "scikit-learn", "pillow"],
+    },
+)
