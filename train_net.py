@@ -35,8 +35,9 @@ def main(args):
     return results
 
 
-if __name__ == "__main__":
-    args = argument_parser().parse_args()
+def run(argv=None):
+    """Check everything that can be checked, then launch :func:`main`."""
+    args = argument_parser().parse_args(argv)
     with one_sentence_errors():
         check_before_training(setup_config(args), args.eval_only)
         launch(
@@ -47,3 +48,7 @@ if __name__ == "__main__":
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+if __name__ == "__main__":
+    run()

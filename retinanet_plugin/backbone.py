@@ -3,7 +3,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
-from .errors import UserError
+from .errors import UserError, registered
 
 
 @BACKBONE_REGISTRY.register()
@@ -26,7 +26,8 @@ def build_fpn_p3p7_backbone(cfg, input_shape):
         UserError: ``IN_FEATURES`` or ``TOP_BLOCK_IN_FEATURE`` names no feature that exists.
     """
     fpn = cfg.MODEL.FPN
-    bottom_up = _bottom_up_builder(fpn.BOTTOM_UP)(cfg, input_shape)
+    builder = registered(BACKBONE_REGISTRY, fpn.BOTTOM_UP, "MODEL.FPN.BOTTOM_UP")
+    bottom_up = builder(cfg, input_shape)
     shapes = bottom_up.output_shape()
     for name in fpn.IN_FEATURES:
         if name not in shapes:
@@ -54,11 +55,3 @@ def build_fpn_p3p7_backbone(cfg, input_shape):
         fuse_type=fpn.FUSE_TYPE,
     )
 
-
-def _bottom_up_builder(name):
-    if name not in BACKBONE_REGISTRY:
-        raise UserError(
-            f"MODEL.FPN.BOTTOM_UP is {name!r}, which is not in Detectron2's BACKBONE_REGISTRY: "
-            "import the module that registers it, or use 'build_resnet_backbone'"
-        )
-    return BACKBONE_REGISTRY.get(name)

@@ -7,6 +7,9 @@ from detectron2.structures import ImageList
 from detectron2.utils import events
 from torch import nn
 
+# move_device_like came soon after 0.6.
+_SORTS_SCORES = not hasattr(layers, "move_device_like")
+
 
 def batch_images(images, backbone):
     """Pad and stack images (3, H, W) to the sizes that ``backbone`` accepts.
@@ -31,6 +34,18 @@ def norm_per_level(norm, channels, num_levels):
         bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
         return layers.CycleBatchNormList(num_levels, bn_class=bn_class, num_features=channels)
     return layers.get_norm(norm, channels)
+
+
+def best_scores(scores, most):
+    """The ``most`` highest of scores (C,) and their indices, highest first.
+
+    Equal scores come in stock's own order, on which NMS depends: 0.5 and 0.6 sort, main takes the
+    top k.
+    """
+    if _SORTS_SCORES:
+        scores, order = scores.sort(descending=True)
+        return scores[:most], order[:most]
+    return scores.topk(min(most, len(scores)))
 
 
 def put_scalar(name, value):

@@ -7,3 +7,18 @@ class UserError(ValueError):
     ``train_net.py`` and ``python -m retinanet_plugin`` print it without a traceback and exit
     with status 1; code that imports this package catches it as a :class:`ValueError`.
     """
+
+
+def registered(registry, name, key):
+    """The object that ``registry`` holds as ``name``, the value of the config key ``key``.
+
+    Raises:
+        UserError: nothing is registered by that name.
+    """
+    if name in registry:
+        return registry.get(name)
+    names = ", ".join(sorted(known for known, _ in registry))
+    raise UserError(
+        f"{key} is {name!r}, which nothing is registered as: choose from {names}, or import the "
+        "module that registers it"
+    )

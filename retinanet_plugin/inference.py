@@ -8,6 +8,8 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .compat import best_scores
+
 
 class RetinaNetInference(nn.Module):
     """Decoding of arXiv 1708.02002, section 4.1 ("Inference").
@@ -94,7 +96,7 @@ class RetinaNetInference(nn.Module):
         scores = logits[index].float().sigmoid_()
         above = scores > self.score_thresh
         scores, index = scores[above], [i[above] for i in index]
-        scores, best = scores.topk(min(self.topk_candidates, len(scores)))
+        scores, best = best_scores(scores, self.topk_candidates)
         y, x, a, classes = (i[best] for i in index)
         anchor_index = (y * logits.shape[1] + x) * num_anchors + a
         boxes = self.box2box_transform.apply_deltas(

@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from .compat import batch_images, put_scalar
-from .errors import UserError
+from .errors import UserError, registered
 from .head import RETINANET_HEAD_REGISTRY
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
@@ -77,14 +77,14 @@ class ModularRetinaNet(nn.Module):
         backbone = build_backbone(cfg)
         input_shape = feature_shapes(cfg, backbone)
         anchor_generator = build_anchor_generator(cfg, input_shape)
-        head = RETINANET_HEAD_REGISTRY.get(retinanet.HEAD_NAME)
+        head = _part(cfg, RETINANET_HEAD_REGISTRY, "HEAD_NAME")
         return {
             "backbone": backbone,
             "anchor_generator": anchor_generator,
             "head": head(cfg, input_shape, _num_cell_anchors(anchor_generator)),
-            "matcher": MATCHER_REGISTRY.get(retinanet.MATCHER_NAME)(cfg),
-            "cls_loss": CLS_LOSS_REGISTRY.get(retinanet.CLS_LOSS_NAME)(cfg),
-            "box_loss": BOX_LOSS_REGISTRY.get(retinanet.BBOX_REG_LOSS_TYPE)(cfg),
+            "matcher": _part(cfg, MATCHER_REGISTRY, "MATCHER_NAME")(cfg),
+            "cls_loss": _part(cfg, CLS_LOSS_REGISTRY, "CLS_LOSS_NAME")(cfg),
+            "box_loss": _part(cfg, BOX_LOSS_REGISTRY, "BBOX_REG_LOSS_TYPE")(cfg),
             "inference": RetinaNetInference(cfg),
             "num_classes": retinanet.NUM_CLASSES,
             "in_features": retinanet.IN_FEATURES,
@@ -219,6 +219,10 @@ def _split_anchors(x, size):
     """A view (N, Hi, Wi, A, size) of head outputs (N, A*size, Hi, Wi), in any memory layout."""
     n, channels, h, w = x.shape
     return x.view(n, channels // size, size, h, w).permute(0, 3, 4, 1, 2)
+
+
+def _part(cfg, registry, key):
+    return registered(registry, cfg.MODEL.RETINANET[key], f"MODEL.RETINANET.{key}")
 
 
 def feature_shapes(cfg, backbone):

@@ -20,7 +20,7 @@ from ..data.coco_json import check_datasets, register_coco_json
 from ..engine import add_config_arguments, config_options, inference_folder
 from ..errors import UserError
 
-HIT, FALSE_ALARM, MISSED = "limegreen", "red", "orange"
+HIT, FALSE_ALARM, MISSED = "lime", "red", "orange"
 
 
 def add_arguments(parser):
@@ -131,7 +131,7 @@ def _write_grid(pairs, output, score_thresh, columns=3):
         axis.imshow(pair)
     figure.suptitle(
         f"left: ground truth ({MISSED}: missed)   right: detections, score >= {score_thresh} "
-        f"({HIT}: hit, {FALSE_ALARM}: false alarm)"
+        f"(green: hit, {FALSE_ALARM}: false alarm)"
     )
     figure.tight_layout()
     os.makedirs(os.path.dirname(output) or ".", exist_ok=True)

@@ -1,0 +1,79 @@
+"""From head outputs to detections, by hand."""
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
+
+from retinanet_plugin.inference import RetinaNetInference
+
+
+def detect(anchors, scores, score_thresh=0.3, topk_candidates=10, max_detections=10, deltas=None):
+    """Detections in one image of one level: anchors (R, 4) in a row, scores (R, K)."""
+    inference = RetinaNetInference(
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        score_thresh=score_thresh,
+        topk_candidates=topk_candidates,
+        nms_thresh=0.5,
+        max_detections_per_image=max_detections,
+    )
+    scores = torch.tensor(scores)
+    logits = scores.logit()[None, None, :, None]
+    deltas = torch.zeros(1, 1, len(scores), 1, 4) if deltas is None else deltas
+    return inference([Boxes(torch.tensor(anchors))], [logits], [deltas], [(100, 100)])[0]
+
+
+APART = [[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
+# The second overlaps the first with IoU 0.6, the third with IoU 0.25 at most.
+CROWD = [[0.0, 0, 8, 10], [2, 0, 10, 10], [8, 0, 16, 10]]
+
+
+def test_scores_above_the_threshold_are_kept_best_first():
+    found = detect(APART, [[0.4], [0.9], [0.2]])
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.4]))
+    assert found.pred_boxes.tensor.tolist() == [APART[1], APART[0]]
+
+
+def test_a_score_of_exactly_the_threshold_is_dropped():
+    # The sigmoid of 0 is 0.5 exactly.
+    assert len(detect(APART, [[0.5]] * 3, score_thresh=0.5)) == 0
+    assert len(detect(APART, [[0.5]] * 3, score_thresh=0.4999)) == 3
+
+
+def test_thresholds_zero_and_one():
+    assert len(detect(APART, [[1e-30], [0.0], [0.5]], score_thresh=0.0)) == 2
+    assert len(detect(APART, [[1.0]] * 3, score_thresh=1.0)) == 0
+
+
+def test_every_class_of_an_anchor_is_a_candidate():
+    found = detect(APART, [[0.4, 0.8], [0.1, 0.1], [0.1, 0.7]])
+    assert found.pred_classes.tolist() == [1, 1, 0]
+    assert found.pred_boxes.tensor.tolist() == [APART[0], APART[2], APART[0]]
+
+
+def test_nms_drops_the_lower_score_of_the_same_class():
+    found = detect(CROWD, [[0.6], [0.9], [0.5]])
+    assert found.pred_boxes.tensor.tolist() == [CROWD[1], CROWD[2]]
+
+
+def test_nms_leaves_other_classes_alone():
+    found = detect(CROWD, [[0.6, 0.0], [0.0, 0.9], [0.0, 0.0]])
+    assert found.pred_classes.tolist() == [1, 0]
+
+
+def test_limits_of_candidates_and_detections():
+    assert len(detect(APART, [[0.4], [0.5], [0.6]], topk_candidates=2)) == 2
+    found = detect(APART, [[0.4], [0.5], [0.6]], max_detections=1)
+    torch.testing.assert_close(found.scores, torch.tensor([0.6]))
+
+
+def test_deltas_move_and_scale_the_anchor():
+    deltas = torch.zeros(1, 1, 3, 1, 4)
+    deltas[..., 0] = 0.5  # half a width to the right
+    deltas[..., 3] = torch.tensor(2.0).log()  # twice as high
+    found = detect(APART, [[0.9], [0.1], [0.1]], deltas=deltas)
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[5.0, -5, 15, 15]]))
+
+
+def test_no_detections():
+    found = detect(APART, [[0.1]] * 3)
+    assert len(found) == 0
+    assert found.pred_boxes.tensor.shape == (0, 4)
