@@ -39,7 +39,7 @@ def run(argv=None):
     """Check everything that can be checked, then launch :func:`main`."""
     args = argument_parser().parse_args(argv)
     with one_sentence_errors():
-        check_before_training(setup_config(args), args.eval_only)
+        check_before_training(setup_config(args), args)
         launch(
             main,
             args.num_gpus,

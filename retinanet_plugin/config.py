@@ -1,7 +1,6 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 import difflib
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
@@ -59,8 +58,7 @@ def check_config(cfg):
     """Refuse a config that would train something other than what was meant.
 
     Raises:
-        UserError: a key of two-stage models was set where RetinaNet's was meant, or the device
-            does not exist.
+        UserError: a key of two-stage models was set where RetinaNet's was meant.
     """
     default = get_cfg()
     for key in ("NUM_CLASSES", "SCORE_THRESH_TEST"):
@@ -70,11 +68,6 @@ def check_config(cfg):
                 f"MODEL.ROI_HEADS.{key} is set to {value} but RetinaNet does not read it: set "
                 f"MODEL.RETINANET.{key} (now {cfg.MODEL.RETINANET[key]}) instead"
             )
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch finds no CUDA device here: "
-            "add --opts MODEL.DEVICE cpu, or install a PyTorch build that fits the GPU's driver"
-        )
 
 
 def _check_opts(opts):
@@ -103,13 +96,17 @@ def _merge(cfg, merge, source):
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     except KeyError as error:
-        key = str(error.args[0]).rsplit(" ", 1)[-1]
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        raise UserError(
-            f"unknown config key {key} in {source}: the nearest known key is {close[0]}"
-        ) from error
+        raise _unknown_key(str(error.args[0]), known, source) from error
     except (ValueError, AssertionError, AttributeError) as error:
+        if str(error).startswith("Non-existent key: "):  # in a list, yacs asserts
+            raise _unknown_key(str(error), known, source) from error
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def _unknown_key(message, known, source):
+    key = message.rsplit(" ", 1)[-1]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    return UserError(f"unknown config key {key} in {source}: the nearest known key is {nearest}")
 
 
 def _keys(node, prefix=""):

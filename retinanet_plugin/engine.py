@@ -7,14 +7,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from detectron2.modeling import build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from .compat import coco_evaluator
 from .config import check_config, load_config
 from .data.coco_json import check_datasets, register_coco_json
 from .errors import UserError
-from .meta_arch import feature_shapes
 
 
 class Trainer(DefaultTrainer):
@@ -86,18 +85,22 @@ def setup_config(args):
     return cfg
 
 
-def check_before_training(cfg, eval_only=False):
+def check_before_training(cfg, args):
     """Find what would fail, or train something else than meant, before any long work starts.
 
+    Args:
+        cfg (CfgNode): of :func:`setup_config`.
+        args (Namespace): of :func:`argument_parser`.
+
     Raises:
-        UserError: from the config, the data sets, the weights or the model.
+        UserError: from the config, the devices, the data sets, the weights or the model.
     """
     check_config(cfg)
-    check_datasets(cfg, eval_only)
+    _check_devices(cfg, args.num_gpus)
+    check_datasets(cfg, args.eval_only)
     _check_weights(cfg.MODEL.WEIGHTS)
-    # Shapes alone show whether the parts fit: no memory is filled where PyTorch can avoid it.
-    with torch.device("meta") if hasattr(torch, "get_default_device") else contextlib.nullcontext():
-        feature_shapes(cfg, build_backbone(cfg))
+    # Built and dropped: that takes a second, and the parts say themselves what does not fit.
+    META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
 @contextlib.contextmanager
@@ -107,6 +110,19 @@ def one_sentence_errors():
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _check_devices(cfg, num_gpus):
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch finds no CUDA device here: "
+            "add --opts MODEL.DEVICE cpu, or install a PyTorch build that fits the GPU's driver"
+        )
+    if num_gpus > 1 and num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus is {num_gpus} but PyTorch finds {torch.cuda.device_count()} CUDA devices "
+            "here: lower --num-gpus (Detectron2 trains on the CPU in one process)"
+        )
 
 
 def _check_weights(path):

@@ -75,7 +75,7 @@ class ModularRetinaNet(nn.Module):
     def from_config(cls, cfg):
         retinanet = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
-        input_shape = feature_shapes(cfg, backbone)
+        input_shape = _feature_shapes(cfg, backbone)
         anchor_generator = build_anchor_generator(cfg, input_shape)
         head = _part(cfg, RETINANET_HEAD_REGISTRY, "HEAD_NAME")
         return {
@@ -225,7 +225,7 @@ def _part(cfg, registry, key):
     return registered(registry, cfg.MODEL.RETINANET[key], f"MODEL.RETINANET.{key}")
 
 
-def feature_shapes(cfg, backbone):
+def _feature_shapes(cfg, backbone):
     """Shapes of the head's features; refuses features or anchors that do not fit the backbone."""
     shapes = backbone.output_shape()
     in_features = cfg.MODEL.RETINANET.IN_FEATURES

@@ -1,6 +1,7 @@
 """Data sets in COCO's format: registered from a config, checked before training starts."""
 import difflib
 import json
+import math
 import os
 from collections import defaultdict
 
@@ -9,6 +10,12 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+
+_COCO_FIELDS = {
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 def register_coco_json(entries):
@@ -109,13 +116,46 @@ def _read_coco(name, json_file):
         raise UserError(
             f"the annotation file {json_file} of {name} is not JSON ({error}): export it again"
         ) from error
-    for key in ("images", "annotations", "categories"):
+    source = f"the annotation file {json_file} of {name}"
+    for key, fields in _COCO_FIELDS.items():
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
             raise UserError(
-                f"the annotation file {json_file} of {name} has no list {key!r}: it is not in "
-                "COCO's format of object detection"
+                f"{source} has no list {key!r}: it is not in COCO's format of object detection"
             )
+        for i, entry in enumerate(coco[key]):
+            for field in fields:
+                if not isinstance(entry, dict) or field not in entry:
+                    raise UserError(
+                        f"{source}: {key}[{i}] has no {field!r}: it is not in COCO's format of "
+                        "object detection"
+                    )
+    _check_annotations(source, coco)
     return coco
+
+
+def _check_annotations(source, coco):
+    """Refuse annotations that point to nothing, or whose box is none."""
+    known = {
+        "category_id": ("categories", {c["id"] for c in coco["categories"]}),
+        "image_id": ("images", {image["id"] for image in coco["images"]}),
+    }
+    for annotation in coco["annotations"]:
+        for field, (key, ids) in known.items():
+            if annotation[field] not in ids:
+                raise UserError(
+                    f"{source}: annotation {annotation['id']} has {field} {annotation[field]}, "
+                    f"which {key!r} lacks: remove the annotation or add the entry"
+                )
+        bbox = annotation["bbox"]
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
+            raise UserError(
+                f"{source}: annotation {annotation['id']} has bbox {bbox}: write [x, y, width, "
+                "height] in pixels"
+            )
+
+
+def _is_finite(number):
+    return isinstance(number, (int, float)) and math.isfinite(number)
 
 
 def _check_images(name, image_root, images):

@@ -1,0 +1,200 @@
+"""A user's mistake ends in one sentence before training starts: what, where, and the remedy."""
+import pytest
+from conftest import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import train_net
+
+INSTANT = str(ROOT / "configs/digits/retinanet_R_18_FPN_instant_test.yaml")
+
+
+@pytest.fixture
+def error_of(digits_entries, tmp_path, capsys):
+    """``error_of(*opts, train=..., val=...)``: the sentence with which train_net.py stops."""
+
+    def run(*opts, train=digits_entries[0], val=digits_entries[1], config=INSTANT):
+        config_opts = [
+            "DATASETS.COCO_JSON", str([list(train), list(val)]),
+            "DATASETS.TRAIN", str((train[0],)),
+            "DATASETS.TEST", str((val[0],)),
+            "OUTPUT_DIR", str(tmp_path / "output"),
+        ]  # fmt: skip
+        for name in (train[0], val[0]):  # registered by an earlier call, perhaps otherwise
+            if name in DatasetCatalog.list():
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+        with pytest.raises(SystemExit) as stop:
+            train_net.run(["--config-file", config, "--opts", *config_opts, *opts])
+        message = stop.value.code
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        assert not (tmp_path / "output").exists()
+        return message
+
+    return run
+
+
+def test_unknown_key_on_the_command_line(error_of):
+    message = error_of("MODEL.RETINANET.NUM_CLASES", "10")
+    assert "unknown config key MODEL.RETINANET.NUM_CLASES in the options" in message
+    assert "the nearest known key is MODEL.RETINANET.NUM_CLASSES" in message
+
+
+def test_unknown_key_in_a_file(error_of, tmp_path):
+    config = tmp_path / "typo.yaml"
+    config.write_text(f"_BASE_: {INSTANT}\nMODEL:\n  RETINANETT:\n    NUM_CLASSES: 10\n")
+    message = error_of(config=str(config))
+    assert f"unknown config key MODEL.RETINANETT in {config}" in message
+    assert "MODEL.RETINANET" in message.split("nearest known key is ")[1]
+
+
+def test_file_that_is_no_yaml(error_of, tmp_path):
+    config = tmp_path / "broken.yaml"
+    config.write_text("MODEL: [")
+    assert f"{config} is not valid YAML" in error_of(config=str(config))
+
+
+def test_missing_config_file_and_missing_base(error_of, tmp_path):
+    missing = str(tmp_path / "none.yaml")
+    assert f"the config file {missing} does not exist" in error_of(config=missing)
+    config = tmp_path / "orphan.yaml"
+    config.write_text("_BASE_: parent.yaml\n")
+    assert "parent.yaml, which does not exist: correct its _BASE_" in error_of(config=str(config))
+
+
+def test_value_of_the_wrong_type(error_of):
+    message = error_of("SOLVER.MAX_ITER", "many")
+    assert "SOLVER.MAX_ITER" in message
+    assert "many" in message
+
+
+def test_key_without_a_value(error_of):
+    assert "SOLVER.MAX_ITER has no value" in error_of("SOLVER.MAX_ITER")
+
+
+def test_option_after_opts(error_of):
+    message = error_of("SOLVER.MAX_ITER", "2", "--num-gpus", "2")
+    assert "--num-gpus stands after the config options" in message
+    assert "move it before --opts" in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("NUM_CLASSES", "10"), ("SCORE_THRESH_TEST", "0.3")])
+def test_keys_of_two_stage_models(error_of, key, value):
+    opts = ["MODEL.RETINANET.NUM_CLASSES", "3"] if key == "NUM_CLASSES" else []
+    message = error_of(f"MODEL.ROI_HEADS.{key}", value, *opts)
+    assert f"MODEL.ROI_HEADS.{key} is set to {value} but RetinaNet does not read it" in message
+    assert f"set MODEL.RETINANET.{key}" in message
+
+
+def test_number_of_classes_differs_from_the_data(error_of):
+    message = error_of("MODEL.RETINANET.NUM_CLASSES", "80")
+    assert "MODEL.RETINANET.NUM_CLASSES is 80 but" in message
+    assert "10 categories" in message
+
+
+def test_train_and_test_categories_differ(error_of, digits_entries, broken_annotations):
+    def rename(coco):
+        coco["categories"][3]["name"] = "drei"
+
+    name, _, images = digits_entries[1]
+    message = error_of(val=(name, broken_annotations(rename), images))
+    assert "the categories of" in message
+    assert "drei" in message
+
+
+def test_unregistered_data_set(error_of):
+    message = error_of("DATASETS.TRAIN", "('coco_2017_trian',)")
+    assert "no data set is registered as 'coco_2017_trian': did you mean coco_2017_train" in message
+
+
+def test_malformed_entry(error_of):
+    message = error_of("DATASETS.COCO_JSON", "[['only', 'two']]")
+    assert "DATASETS.COCO_JSON has the entry ['only', 'two']" in message
+
+
+def test_annotation_file_missing(error_of, digits_entries, tmp_path):
+    name, _, images = digits_entries[1]
+    path = str(tmp_path / "none.json")
+    message = error_of(val=(name, path, images))
+    assert f"the annotation file {path} of {name} cannot be read (No such file" in message
+
+
+def test_annotation_file_is_no_json(error_of, digits_entries, tmp_path):
+    name, _, images = digits_entries[1]
+    path = tmp_path / "text.json"
+    path.write_text("<xml/>")
+    assert f"the annotation file {path} of {name} is not JSON" in error_of(
+        val=(name, str(path), images)
+    )
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_annotation_file_lacks_a_key(error_of, digits_entries, broken_annotations, key):
+    name, _, images = digits_entries[1]
+    path = broken_annotations(lambda coco: coco.pop(key))
+    assert f"{path} of {name} has no list '{key}'" in error_of(val=(name, path, images))
+
+
+def test_annotations_of_another_shape(error_of, digits_entries, broken_annotations):
+    name, _, images = digits_entries[1]
+    path = broken_annotations(lambda coco: coco["images"][0].pop("file_name"))
+    assert f"{path} of {name}: images[0] has no 'file_name'" in error_of(val=(name, path, images))
+    path = broken_annotations(lambda coco: coco["categories"].append("cat"))
+    assert f"{path} of {name}: categories[10] has no 'id'" in error_of(val=(name, path, images))
+
+
+def test_annotation_of_an_unknown_category_or_image(error_of, digits_entries, broken_annotations):
+    name, _, images = digits_entries[1]
+
+    def change(key, value):
+        return broken_annotations(lambda coco: coco["annotations"][0].update({key: value}))
+
+    message = error_of(val=(name, change("category_id", 77), images))
+    assert "annotation 1 has category_id 77, which 'categories' lacks" in message
+    message = error_of(val=(name, change("image_id", 999), images))
+    assert "annotation 1 has image_id 999, which 'images' lacks" in message
+    message = error_of(val=(name, change("bbox", [1, 2, 3]), images))
+    assert "annotation 1 has bbox [1, 2, 3]: write [x, y, width, height]" in message
+
+
+def test_images_missing(error_of, digits_entries, tmp_path):
+    name, annotations, _ = digits_entries[1]
+    (tmp_path / "images").mkdir()
+    for i in (1, 2):
+        (tmp_path / f"images/{i:05d}.jpg").write_bytes(b"")
+    message = error_of(val=(name, annotations, str(tmp_path / "images")))
+    assert f"2 of the 4 images of {name} are missing" in message
+    assert str(tmp_path / "images" / "00003.jpg") in message
+    message = error_of(val=(name, annotations, str(tmp_path / "nowhere")))
+    assert f"4 of the 4 images of {name} are missing" in message
+
+
+def test_weights_missing(error_of):
+    assert "the weights file none.pth does not exist" in error_of("MODEL.WEIGHTS", "none.pth")
+
+
+def test_no_data_sets(error_of):
+    assert "DATASETS.TRAIN is empty" in error_of("DATASETS.TRAIN", "()")
+
+
+def test_level_that_the_backbone_does_not_make(error_of):
+    message = error_of("MODEL.RETINANET.IN_FEATURES", "['p3', 'p8']")
+    assert "MODEL.RETINANET.IN_FEATURES has 'p8', which the backbone" in message
+    assert "choose from ['p3', 'p4', 'p5', 'p6', 'p7']" in message
+
+
+def test_levels_of_anchors_and_features_differ(error_of):
+    message = error_of("MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32]]")
+    assert "MODEL.ANCHOR_GENERATOR.SIZES has 2 levels but" in message
+    assert "MODEL.RETINANET.IN_FEATURES has 3 (p3, p4, p5)" in message
+
+
+def test_unknown_loss(error_of):
+    message = error_of("MODEL.RETINANET.CLS_LOSS_NAME", "FocusLoss")
+    assert "MODEL.RETINANET.CLS_LOSS_NAME is 'FocusLoss', which nothing is registered as" in message
+
+
+def test_device_that_is_not_there(error_of, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = error_of("MODEL.DEVICE", "cuda")
+    assert "MODEL.DEVICE is cuda but PyTorch finds no CUDA device" in message
