@@ -45,7 +45,7 @@ def test_train_resume_evaluate_draw(run, tmp_path, clean_env, digits_entries):
     assert first["loss_normalizer"] != 100
 
     # Resuming continues behind the second iteration, with the moving average of the first run.
-    resumed = run("--resume", opts=["SOLVER.MAX_ITER", "3", "SOLVER.BASE_LR", "0.0"])
+    resumed = run("--resume", opts=["SOLVER.MAX_ITER", "3"])
     assert resumed.returncode == 0, resumed.stderr
     assert "Starting training from iteration 2" in resumed.stdout
     second = torch.load(output / "model_final.pth", weights_only=True)["model"]

@@ -1,0 +1,111 @@
+"""The configs that are shipped: each builds, and says what Detectron2's zoo says."""
+from pathlib import Path
+
+import detectron2
+import pytest
+from conftest import ROOT
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from retinanet_plugin import add_retinanet_config
+from retinanet_plugin.config import load_config
+
+CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+
+ZOO = {
+    "retinanet_R_50_FPN_1x": (50, "R-50", 90000, (60000, 80000)),
+    "retinanet_R_50_FPN_3x": (50, "R-50", 270000, (210000, 250000)),
+    "retinanet_R_101_FPN_3x": (101, "R-101", 270000, (210000, 250000)),
+}
+
+
+def flatten(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_builds(path):
+    cfg = load_config(str(ROOT / path), ["MODEL.DEVICE", "cpu"])
+    assert type(build_model(cfg)).__name__ == "ModularRetinaNet"
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_coco_configs_have_the_zoos_values(name):
+    depth, weights, max_iter, steps = ZOO[name]
+    cfg = load_config(str(ROOT / f"configs/COCO-Detection/{name}.yaml"))
+    sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
+    expected = {
+        "MODEL.WEIGHTS": f"detectron2://ImageNetPretrained/MSRA/{weights}.pkl",
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "MODEL.BACKBONE.FREEZE_AT": 2,
+        "MODEL.FPN.TOP_BLOCK_IN_FEATURE": "res5",
+        "MODEL.FPN.OUT_CHANNELS": 256,
+        "MODEL.RETINANET.NUM_CLASSES": 80,
+        "MODEL.RETINANET.NUM_CONVS": 4,
+        "MODEL.RETINANET.PRIOR_PROB": 0.01,
+        "MODEL.RETINANET.IOU_THRESHOLDS": [0.4, 0.5],
+        "MODEL.RETINANET.IOU_LABELS": [0, -1, 1],
+        "MODEL.RETINANET.FOCAL_LOSS_ALPHA": 0.25,
+        "MODEL.RETINANET.FOCAL_LOSS_GAMMA": 2.0,
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
+        "MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT": 1.0,
+        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.05,
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 1000,
+        "MODEL.RETINANET.NMS_THRESH_TEST": 0.5,
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+        "DATASETS.TRAIN": ("coco_2017_train",),
+        "DATASETS.TEST": ("coco_2017_val",),
+        "INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800),
+        "INPUT.MAX_SIZE_TRAIN": 1333,
+        "INPUT.MIN_SIZE_TEST": 800,
+        "SOLVER.IMS_PER_BATCH": 16,
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.MAX_ITER": max_iter,
+        "SOLVER.STEPS": steps,
+    }
+    merged = dict(flatten(cfg))
+    assert {key: merged[key] for key in expected} == expected
+    for level, expected_level in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, sizes):
+        assert level == pytest.approx(expected_level, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_coco_configs_equal_detectron2s_own_files(name):
+    package = Path(detectron2.__file__).parent
+    folders = [package / "model_zoo/configs", package.parent / "configs"]
+    files = [f / f"COCO-Detection/{name}.yaml" for f in folders]
+    files = [f for f in files if f.is_file()]
+    if not files:
+        pytest.skip("this Detectron2 was installed without its configs: a checkout has them")
+    stock = get_cfg()
+    add_retinanet_config(stock)
+    stock.merge_from_file(str(files[0]), allow_unsafe=True)
+    ours = dict(flatten(load_config(str(ROOT / f"configs/COCO-Detection/{name}.yaml"))))
+    stock = dict(flatten(stock))
+    assert {key for key in ours if ours[key] != stock[key]} == {
+        "MODEL.META_ARCHITECTURE",
+        "MODEL.BACKBONE.NAME",
+    }
+
+
+def test_pascal_voc_config():
+    cfg = load_config(str(ROOT / "configs/PascalVOC-Detection/retinanet_R_50_FPN.yaml"))
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 20
+    assert cfg.DATASETS.TRAIN == ("voc_2007_trainval", "voc_2012_trainval")
+    assert cfg.DATASETS.TEST == ("voc_2007_test",)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (18000, (12000, 16000))
+
+
+def test_no_default_of_detectron2_is_changed():
+    stock, extended = get_cfg(), get_cfg()
+    add_retinanet_config(extended)
+    stock, extended = dict(flatten(stock)), dict(flatten(extended))
+    assert {key: extended[key] for key in stock} == stock
+    assert len(extended) > len(stock)
+    assert dict(flatten(get_cfg())) == stock
