@@ -112,13 +112,7 @@ class ModularRetinaNet(nn.Module):
             ``width``), ``scores`` and ``pred_classes``.
         """
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        features = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(features)
-        pred_logits, pred_anchor_deltas = self.head(features)
-        pred_logits = [_split_anchors(logits, self.num_classes) for logits in pred_logits]
-        pred_anchor_deltas = [_split_anchors(deltas, 4) for deltas in pred_anchor_deltas]
-
+        anchors, pred_logits, pred_anchor_deltas = self.predict(images.tensor)
         if self.training:
             gt_instances = [self._ground_truth(x) for x in batched_inputs]
             gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
@@ -143,6 +137,26 @@ class ModularRetinaNet(nn.Module):
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return batch_images(images, self.backbone)
+
+    def predict(self, images):
+        """Anchors and what the head says of them.
+
+        Args:
+            images (Tensor): (N, 3, H, W), normalised and padded, of :meth:`preprocess_image`.
+
+        Returns:
+            tuple: of each level, anchors (Boxes, Hi*Wi*A), class logits (N, Hi, Wi, A, K) and
+            box deltas (N, Hi, Wi, A, 4); three lists.
+        """
+        features = self.backbone(images)
+        features = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(features)
+        pred_logits, pred_anchor_deltas = self.head(features)
+        return (
+            anchors,
+            [_split_anchors(logits, self.num_classes) for logits in pred_logits],
+            [_split_anchors(deltas, 4) for deltas in pred_anchor_deltas],
+        )
 
     def label_anchors(self, anchors, gt_instances):
         """
