@@ -12,7 +12,7 @@ export PYTHONPATH := $(abspath $(DETECTRON2))$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
 
 DIGITS := datasets/digits
-DIGITS_CONFIG := configs/digits/retinanet_R_18_FPN.yaml
+DIGITS_CONFIG := configs/digits/retinanet_narrow_R_50_FPN.yaml
 
 # Detectron2 0.5 imports its C++ operators at once, though RetinaNet uses none of them.
 define PLACEHOLDER

@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 
-INSTANT = str(ROOT / "configs/digits/retinanet_R_18_FPN_instant_test.yaml")
+INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def run(digits_entries, tmp_path, clean_env):
         train, val = digits_entries
         command = [
             sys.executable, str(ROOT / "train_net.py"),
-            "--config-file", str(ROOT / "configs/digits/retinanet_R_18_FPN_instant_test.yaml"),
+            "--config-file", str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"),
             *arguments,
             "--opts",
             "DATASETS.COCO_JSON", str([list(train), list(val)]),
