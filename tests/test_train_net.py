@@ -10,6 +10,8 @@ from conftest import ROOT
 
 from retinanet_plugin.engine import argument_parser, setup_config
 
+INSTANT = ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"
+
 
 @pytest.fixture
 def run(digits_entries, tmp_path, clean_env):
@@ -19,7 +21,7 @@ def run(digits_entries, tmp_path, clean_env):
         train, val = digits_entries
         command = [
             sys.executable, str(ROOT / "train_net.py"),
-            "--config-file", str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"),
+            "--config-file", str(INSTANT),
             *arguments,
             "--opts",
             "DATASETS.COCO_JSON", str([list(train), list(val)]),
