@@ -1,11 +1,14 @@
 """Every place where Detectron2 0.5, 0.6 and main differ for this package."""
 import inspect
 
+import torchvision
 from detectron2 import layers
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import ImageList
 from detectron2.utils import events
 from torch import nn
+
+from .errors import UserError
 
 # move_device_like came soon after 0.6.
 _SORTS_SCORES = not hasattr(layers, "move_device_like")
@@ -68,6 +71,23 @@ def coco_evaluator(dataset_name, output_dir, detections_per_image):
     if detections_per_image > 100 and knows_limit:
         options["max_dets_per_image"] = detections_per_image
     return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir, **options)
+
+
+def box_iou_loss(name):
+    """The loss "diou" or "ciou": Detectron2's, which 0.5 lacks; there torchvision's, the same.
+
+    Returns:
+        callable: ``loss(boxes (F, 4), gt_boxes (F, 4), reduction="sum")``, a scalar.
+    """
+    if hasattr(layers, f"{name}_loss"):
+        return getattr(layers, f"{name}_loss")
+    in_torchvision = {"diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}[name]
+    if not hasattr(torchvision.ops, in_torchvision):
+        raise UserError(
+            f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE is {name}, which needs Detectron2 0.6 or "
+            "torchvision 0.13: update one of them, or choose giou"
+        )
+    return getattr(torchvision.ops, in_torchvision)
 
 
 def _is_compiled():

@@ -18,6 +18,17 @@ def add_retinanet_config(cfg):
     retinanet.HEAD_NAME = "RetinaNetHead"
     retinanet.MATCHER_NAME = "IoUMatcher"
     retinanet.CLS_LOSS_NAME = "FocalLoss"
+    # One alpha for each class instead of FOCAL_LOSS_ALPHA: a list, or "auto", from class counts.
+    retinanet.FOCAL_LOSS_ALPHA_PER_CLASS = None
+    # FocalStarLoss: steepness and shift (the paper's table 3 has 2, 1 and 4, 0).
+    retinanet.FOCAL_STAR_GAMMA = 4.0
+    retinanet.FOCAL_STAR_BETA = 0.0
+    # OHEMLoss: most anchors that an image gives to the minibatch.
+    retinanet.OHEM_BATCH_SIZE_PER_IMAGE = 128
+    # OHEMLoss: an anchor with a larger IoU than this with one of higher loss is left out.
+    retinanet.OHEM_NMS_THRESH = 0.5
+    # OHEMLoss: three background anchors for a foreground one.
+    retinanet.OHEM_ONE_TO_THREE = False
     # lambda, the weight of the box loss next to the classification loss.
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
 

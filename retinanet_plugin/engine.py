@@ -12,12 +12,21 @@ from detectron2.utils.file_io import PathManager
 
 from .compat import coco_evaluator
 from .config import check_config, load_config
+from .data.class_alphas import resolve_auto_alpha
 from .data.coco_json import check_datasets, register_coco_json
 from .errors import UserError
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's trainer; evaluates in COCO's or Pascal VOC's way, as the data set asks."""
+
+    def __init__(self, cfg):
+        """
+        Args:
+            cfg (CfgNode): ``MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS auto`` becomes numbers here,
+                where the training data are read anyway; evaluation needs neither.
+        """
+        super().__init__(resolve_auto_alpha(cfg))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

@@ -1,8 +1,13 @@
 """Box losses, on foreground anchors only."""
+import math
+
+import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.common.registry import Registry
 from fvcore.nn import giou_loss, smooth_l1_loss
 from torch import nn
+
+from ..compat import box_iou_loss
 
 BOX_LOSS_REGISTRY = Registry("RETINANET_BOX_LOSS")
 BOX_LOSS_REGISTRY.__doc__ = """
@@ -35,14 +40,24 @@ class SmoothL1BoxLoss(nn.Module):
             gt_boxes (Tensor): (F, 4), the boxes matched to them, absolute pixels.
 
         Returns:
-            Tensor: the sum over the F anchors, a scalar.
+            Tensor: the sum over the F anchors, a scalar. A side of no length has no finite delta,
+            its logarithm is -inf: that term is left out. Detectron2's mapper removes such boxes;
+            with others, stock's loss would be infinite.
         """
         gt_anchor_deltas = self.box2box_transform.get_deltas(anchors, gt_boxes)
+        gt_anchor_deltas = torch.where(
+            gt_anchor_deltas == -math.inf, pred_anchor_deltas.detach(), gt_anchor_deltas
+        )
         return smooth_l1_loss(pred_anchor_deltas, gt_anchor_deltas, self.beta, reduction="sum")
 
 
 class IoUBoxLoss(nn.Module):
-    """A loss between decoded boxes, such as GIoU (Rezatofighi et al., arXiv 1902.09630)."""
+    """A loss between decoded boxes.
+
+    GIoU: Rezatofighi et al., arXiv 1902.09630, algorithm 2. DIoU and CIoU: Zheng et al., arXiv
+    1911.08287, equations 7 and 10. CIoU compares aspect ratios, which a box without width and
+    height lacks: as in stock, its loss is not a number.
+    """
 
     def __init__(self, box2box_transform, iou_loss):
         """
@@ -71,6 +86,16 @@ def smooth_l1(cfg):
 @BOX_LOSS_REGISTRY.register()
 def giou(cfg):
     return IoUBoxLoss(_box2box_transform(cfg), giou_loss)
+
+
+@BOX_LOSS_REGISTRY.register()
+def diou(cfg):
+    return IoUBoxLoss(_box2box_transform(cfg), box_iou_loss("diou"))
+
+
+@BOX_LOSS_REGISTRY.register()
+def ciou(cfg):
+    return IoUBoxLoss(_box2box_transform(cfg), box_iou_loss("ciou"))
 
 
 def _box2box_transform(cfg):
