@@ -48,6 +48,8 @@ $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Detectron2 0.5 and PyTorch warn of each other's old names, which is nothing for a newcomer.
+demo: export PYTHONWARNINGS = ignore
 demo: setup $(DIGITS)/annotations/val.json
 	@echo "Training on the digits takes about 6 minutes on 2 cores; 'eta' below is the time left."
 	$(BIN)/python train_net.py --config-file $(DIGITS_CONFIG)

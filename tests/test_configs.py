@@ -109,3 +109,82 @@ def test_no_default_of_detectron2_is_changed():
     assert {key: extended[key] for key in stock} == stock
     assert len(extended) > len(stock)
     assert dict(flatten(get_cfg())) == stock
+
+
+# What makes each row of the paper's tables, beside its base.
+BEST_ALPHA = {0.0: 0.75, 0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25, 5.0: 0.25}
+FL, CE, OHEM = "FocalLoss", "BalancedCrossEntropyLoss", "OHEMLoss"
+ROWS = {
+    **{
+        f"table_1a_balanced_cross_entropy/alpha_{alpha}": (
+            50, 600, {"CLS_LOSS_NAME": CE, "FOCAL_LOSS_ALPHA": float(alpha)}
+        )
+        for alpha in ("0.10", "0.25", "0.50", "0.75", "0.90", "0.99", "0.999")
+    },
+    **{
+        f"table_1b_focal_loss/gamma_{gamma:g}": (
+            50, 600, {"CLS_LOSS_NAME": FL, "FOCAL_LOSS_GAMMA": gamma, "FOCAL_LOSS_ALPHA": alpha}
+        )
+        for gamma, alpha in BEST_ALPHA.items()
+    },
+    **{
+        f"table_1c_anchors/scales_{s}_ratios_{r}": (50, 600, {"anchors": (s, r)})
+        for s, r in ((1, 1), (2, 1), (3, 1), (1, 3), (2, 3), (3, 3), (4, 3))
+    },
+    **{
+        f"table_1d_ohem/ohem_batch_{batch}_nms_{nms}{'_1_to_3' if ratio else ''}": (
+            101, 600,
+            {
+                "CLS_LOSS_NAME": OHEM,
+                "OHEM_BATCH_SIZE_PER_IMAGE": batch,
+                "OHEM_NMS_THRESH": nms,
+                "OHEM_ONE_TO_THREE": ratio,
+            },
+        )
+        for batch in (128, 256, 512)
+        for nms, ratio in ((0.7, False), (0.5, False), (0.5, True))
+    },
+    "table_1d_ohem/focal_loss": (
+        101, 600, {"CLS_LOSS_NAME": FL, "FOCAL_LOSS_GAMMA": 2.0, "FOCAL_LOSS_ALPHA": 0.25}
+    ),
+    **{
+        f"table_1e_image_size/R_{depth}_{size}px": (depth, size, {"CLS_LOSS_NAME": FL})
+        for depth in (50, 101)
+        for size in (400, 500, 600, 700, 800)
+    },
+    "table_2_comparison/R_101_800px": (101, 800, {"groups": (1, 64)}),
+    "table_2_comparison/X_101_32x8d_800px": (101, 800, {"groups": (32, 8)}),
+}  # fmt: skip
+
+
+def test_every_row_of_the_paper_has_a_config_and_the_reverse():
+    configs = {
+        p.relative_to(ROOT / "configs/paper").with_suffix("").as_posix()
+        for p in (ROOT / "configs/paper").glob("*/*.yaml")
+    }
+    assert configs == set(ROWS)
+    assert len(configs) == 7 + 7 + 7 + 10 + 10 + 2
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_paper(row):
+    depth, size, values = ROWS[row]
+    cfg = load_config(str(ROOT / f"configs/paper/{row}.yaml"))
+    assert cfg.MODEL.RESNETS.DEPTH == depth
+    assert f"-{depth}" in cfg.MODEL.WEIGHTS
+    assert cfg.INPUT.MIN_SIZE_TEST == max(cfg.INPUT.MIN_SIZE_TRAIN) == size
+    longer_side = pytest.approx(size * 1333 / 800, abs=0.5)
+    assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == longer_side
+    assert len(cfg.INPUT.MIN_SIZE_TRAIN) == (6 if row.startswith("table_2") else 1)
+    assert cfg.SOLVER.MAX_ITER == (135000 if row.startswith("table_2") else 90000)
+    on_test_dev = row.startswith(("table_1e", "table_2"))
+    assert cfg.DATASETS.TEST == (("coco_2017_test-dev",) if on_test_dev else ("coco_2017_val",))
+
+    scales, ratios = values.pop("anchors", (3, 3))
+    expected_sizes = [2 ** (k / scales) for k in range(scales)]
+    for level, sizes in enumerate(cfg.MODEL.ANCHOR_GENERATOR.SIZES):
+        assert [size / (32 << level) for size in sizes] == pytest.approx(expected_sizes)
+    assert len(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0]) == ratios
+    groups, width = values.pop("groups", (1, 64))
+    assert (cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP) == (groups, width)
+    assert {key: cfg.MODEL.RETINANET[key] for key in values} == values
