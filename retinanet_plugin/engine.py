@@ -107,7 +107,7 @@ def check_before_training(cfg, args):
     check_config(cfg)
     _check_devices(cfg, args.num_gpus)
     check_datasets(cfg, args.eval_only)
-    _check_weights(cfg.MODEL.WEIGHTS)
+    check_weights(cfg.MODEL.WEIGHTS)
     # Built and dropped: that takes a second, and the parts say themselves what does not fit.
     META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
@@ -134,7 +134,7 @@ def _check_devices(cfg, num_gpus):
         )
 
 
-def _check_weights(path):
+def check_weights(path):
     if not path:
         return
     try:

@@ -2,6 +2,11 @@
 
 A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args)`` does.
 """
-from . import digits, visualize
+from . import compare_losses, digits, focal_loss_figures, visualize
 
-COMMANDS = {"digits": digits, "visualize": visualize}
+COMMANDS = {
+    "compare-losses": compare_losses,
+    "digits": digits,
+    "focal-loss-figures": focal_loss_figures,
+    "visualize": visualize,
+}

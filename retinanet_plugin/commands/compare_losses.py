@@ -1,0 +1,190 @@
+"""Compare classification losses in small, as the paper's tables 1a, 1b and 1d do at full size.
+
+Every loss is trained from the same seeds with the same budget. Each has the same choice of
+learning rates: the best one for the first seed is used for the others. Finished runs are kept, and
+a call that was stopped goes on where it was. Writes results.md and results.png.
+"""
+import contextlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import time
+
+import matplotlib
+import torch
+from detectron2.utils.env import seed_all_rng
+
+from ..config import load_config
+from ..data.coco_json import check_datasets, register_coco_json
+from ..engine import Trainer, add_config_arguments, config_options
+
+_RETINANET = "MODEL.RETINANET."
+
+
+def _loss(name, **keys):
+    keys = {"CLS_LOSS_NAME": name, **keys}
+    return [x for key, value in keys.items() for x in (_RETINANET + key, value)]
+
+
+# The row, the paper's AP for it (ResNet-50 at 600 px; OHEM: ResNet-101), and its config.
+ROWS = {
+    "CE, prior 0.5": ("diverges", _loss("CrossEntropyLoss", PRIOR_PROB=0.5)),
+    "CE, prior 0.01": ("30.2", _loss("CrossEntropyLoss")),
+    "alpha-CE, alpha 0.75": ("31.1", _loss("BalancedCrossEntropyLoss", FOCAL_LOSS_ALPHA=0.75)),
+    "FL, gamma 0.5, alpha 0.5": (
+        "32.9",
+        _loss("FocalLoss", FOCAL_LOSS_GAMMA=0.5, FOCAL_LOSS_ALPHA=0.5),
+    ),
+    "FL, gamma 1, alpha 0.25": ("33.7", _loss("FocalLoss", FOCAL_LOSS_GAMMA=1.0)),
+    "FL, gamma 2, alpha 0.25": ("34.0", _loss("FocalLoss", FOCAL_LOSS_GAMMA=2.0)),
+    "FL, gamma 5, alpha 0.25": ("32.2", _loss("FocalLoss", FOCAL_LOSS_GAMMA=5.0)),
+    "OHEM, batch 128, NMS 0.5": ("32.8", _loss("OHEMLoss", OHEM_BATCH_SIZE_PER_IMAGE=128)),
+    "OHEM, same, 1:3": (
+        "31.1",
+        _loss("OHEMLoss", OHEM_BATCH_SIZE_PER_IMAGE=128, OHEM_ONE_TO_THREE=True),
+    ),
+}
+
+
+def add_arguments(parser):
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--learning-rates", type=float, nargs="+", default=[0.02, 0.05], metavar="LR"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+
+
+def run(args):
+    options = config_options(args)
+    cfg = load_config(args.config_file, options)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    check_datasets(cfg)
+    experiment = _Experiment(args.config_file, options, cfg.OUTPUT_DIR, args.jobs)
+    first, *others = args.seeds
+    tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))
+    best = {
+        row: max(args.learning_rates, key=lambda lr, row=row: tried[row, lr, first]["AP"])
+        for row in ROWS
+    }
+    repeated = experiment.train_all([(row, best[row], seed) for row in ROWS for seed in others])
+    results = {**tried, **repeated}
+    scores = {row: [results[row, best[row], seed] for seed in args.seeds] for row in ROWS}
+    _write_table(scores, best, os.path.join(cfg.OUTPUT_DIR, "results.md"))
+    _write_plot(scores, os.path.join(cfg.OUTPUT_DIR, "results.png"))
+    print(f"wrote results.md and results.png: {cfg.OUTPUT_DIR}")
+
+
+class _Experiment:
+    """Runs (row, learning rate, seed), each in a process and a folder of its own."""
+
+    def __init__(self, config_file, options, output, jobs):
+        self.config_file = config_file
+        self.options = options
+        self.output = output
+        self.jobs = jobs
+
+    def train_all(self, runs):
+        """Metrics ``{"AP": ..., "AP50": ...}`` of every run, in percent."""
+        results, pending = {}, []
+        for r in runs:
+            try:
+                with open(os.path.join(self._folder(r), "result.json")) as f:
+                    results[r] = json.load(f)
+            except OSError:
+                pending.append(r)
+        print(f"{len(results)} of {len(runs)} runs are there, {len(pending)} to go", flush=True)
+        start = time.time()
+        # A process a run: Detectron2's loggers and writers end with it.
+        with multiprocessing.get_context("spawn").Pool(self.jobs, maxtasksperchild=1) as pool:
+            for done, (r, result) in enumerate(pool.imap_unordered(self._train, pending), 1):
+                results[r] = result
+                left = (time.time() - start) / done * (len(pending) - done) / 60
+                row, lr, seed = r
+                print(
+                    f"[{done}/{len(pending)}] {row}, lr {lr}, seed {seed}: AP {result['AP']:.1f}, "
+                    f"about {left:.0f} minutes left",
+                    flush=True,
+                )
+        return results
+
+    def _folder(self, r):
+        row, lr, seed = r
+        name = "".join(c if c.isalnum() or c == "." else "_" for c in row)
+        return os.path.join(self.output, f"{name}_lr_{lr}_seed_{seed}")
+
+    def _train(self, r):
+        row, lr, seed = r
+        folder = self._folder(r)
+        os.makedirs(folder, exist_ok=True)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.jobs))
+        cfg = load_config(self.config_file, self.options)
+        cfg.merge_from_list(ROWS[row][1])
+        cfg.SEED, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR = seed, lr, folder
+        register_coco_json(cfg.DATASETS.COCO_JSON)
+        with open(os.path.join(folder, "log.txt"), "w") as log, contextlib.redirect_stdout(log):
+            result = _train_and_evaluate(cfg)
+        with open(os.path.join(folder, "result.json"), "w") as f:
+            json.dump(result, f)
+        return r, result
+
+
+def _train_and_evaluate(cfg):
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        print(error)  # a diverged run is a result, too
+        return {"AP": 0.0, "AP50": 0.0}
+    metrics = trainer.storage.latest()
+    # COCOEvaluator gives NaN where a model detects nothing.
+    return {name: _or_zero(metrics[f"bbox/{name}"][0]) for name in ("AP", "AP50")}
+
+
+def _or_zero(value):
+    return 0.0 if math.isnan(value) else value
+
+
+def _write_table(scores, best, path):
+    """Mean and range over the seeds of every row, as Markdown."""
+    seeds = len(next(iter(scores.values())))
+    lines = [
+        f"| loss | learning rate | AP, mean of {seeds} seeds (range) | AP50, mean | paper's AP |",
+        "|---|---|---|---|---|",
+    ]
+    for row, runs in scores.items():
+        ap = [r["AP"] for r in runs]
+        ap50 = statistics.mean(r["AP50"] for r in runs)
+        lines.append(
+            f"| {row} | {best[row]} | {statistics.mean(ap):.1f} ({min(ap):.1f} to {max(ap):.1f}) "
+            f"| {ap50:.1f} | {ROWS[row][0]} |"
+        )
+    text = "\n".join(lines) + "\n"
+    with open(path, "w") as f:
+        f.write(text)
+    print(text)
+
+
+def _write_plot(scores, path):
+    """Every seed a dot, the mean a line."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(scores) + 1.2))
+    for y, runs in enumerate(scores.values()):
+        ap = [r["AP"] for r in runs]
+        axis.plot([min(ap), max(ap)], [y, y], color="0.7", linewidth=3, zorder=1)
+        axis.scatter(ap, [y] * len(ap), color="tab:blue", zorder=2)
+        axis.scatter([statistics.mean(ap)], [y], color="black", marker="|", s=250, zorder=3)
+    axis.set_yticks(range(len(scores)))
+    axis.set_yticklabels(list(scores))
+    axis.invert_yaxis()
+    axis.set_xlabel("AP on the val set (dots: seeds, bar: range, tick: mean)")
+    axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

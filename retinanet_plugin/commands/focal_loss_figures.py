@@ -1,0 +1,103 @@
+"""Draw why the focal loss works: figures 1 and 4 of the paper, from this package's own functions.
+
+Figure 1: the loss against the probability of the truth. Figure 4: how the loss is shared among the
+entries of a trained model, over the images of DATASETS.TEST; give its weights as MODEL.WEIGHTS.
+"""
+import os
+
+import matplotlib
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.modeling import build_model
+
+from ..config import load_config
+from ..data.coco_json import check_datasets, register_coco_json
+from ..engine import add_config_arguments, check_weights, config_options
+from ..losses import FocalLoss
+
+GAMMAS_1 = (0.0, 0.5, 1.0, 2.0, 5.0)
+GAMMAS_4 = (0.0, 0.5, 1.0, 2.0)
+
+
+def add_arguments(parser):
+    add_config_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR")
+
+
+def run(args):
+    matplotlib.use("Agg")
+    cfg = load_config(args.config_file, config_options(args))
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    check_datasets(cfg, eval_only=True)
+    check_weights(cfg.MODEL.WEIGHTS)
+    output = args.output or cfg.OUTPUT_DIR
+    os.makedirs(output, exist_ok=True)
+    _draw_curves(os.path.join(output, "focal_loss_curves.png"))
+    foreground, background = _errors(cfg)
+    print(f"{len(foreground):,} foreground and {len(background):,} background entries")
+    _draw_shares(foreground, background, os.path.join(output, "focal_loss_shares.png"))
+    print(f"wrote focal_loss_curves.png and focal_loss_shares.png: {output}")
+
+
+def _loss(errors, gamma):
+    """``-(1 - p_t)^gamma log(p_t)`` of errors -x_t, without alpha, as figures 1 and 4 have it."""
+    return FocalLoss(alpha=-1.0, gamma=gamma).terms(errors)[0]
+
+
+def _draw_curves(path):
+    from matplotlib import pyplot as plt
+
+    p_t = torch.linspace(0.001, 0.999, 500, dtype=torch.float64)
+    figure, axis = plt.subplots(figsize=(6, 4.5))
+    for gamma in GAMMAS_1:
+        axis.plot(p_t, _loss(-p_t.logit(), gamma), label=f"gamma = {gamma:g}")
+    axis.axvspan(0.6, 1, color="0.92", zorder=0)
+    axis.text(0.8, 3.2, "well-classified", ha="center")
+    axis.set(xlabel="probability of the truth, p_t", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def _errors(cfg):
+    """-x_t of all foreground entries, and of all entries of background anchors, in DATASETS.TEST.
+
+    A foreground entry is an anchor's logit of its own class.
+    """
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=[])
+    loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
+    foreground, background = [], []
+    for batch in loader:
+        anchors, pred_logits, _ = model.predict(model.preprocess_image(batch))
+        gt_labels, _ = model.label_anchors(anchors, [x["instances"] for x in batch])
+        logits = torch.cat([level.flatten(1, 3) for level in pred_logits], dim=1)
+        is_class = (gt_labels >= 0) & (gt_labels < model.num_classes)
+        own_class = gt_labels[is_class].unsqueeze(1)
+        foreground.append(-logits[is_class].gather(1, own_class).flatten().cpu())
+        background.append(logits[gt_labels == model.num_classes].flatten().cpu())
+    return torch.cat(foreground), torch.cat(background)
+
+
+def _draw_shares(foreground, background, path):
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    entries = {"foreground": foreground, "background": background}
+    for axis, (name, errors) in zip(axes, entries.items()):
+        for gamma in GAMMAS_4:
+            losses = _loss(errors.double(), gamma).sort().values
+            share = losses.cumsum(0) / losses.sum()
+            picked = torch.linspace(0, len(share) - 1, 2000).long()
+            axis.plot((picked + 1) / len(share), share[picked], label=f"gamma = {gamma:g}")
+        axis.set(xlabel=f"fraction of the {name} entries, easiest first", xlim=(0, 1), ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("cumulative share of the loss")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
