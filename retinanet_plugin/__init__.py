@@ -19,7 +19,7 @@ from .config import add_retinanet_config
 from .errors import UserError
 from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, FocalLoss, sigmoid_focal_loss
-from .matcher import MATCHER_REGISTRY, IoUMatcher
+from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
 from .meta_arch import ModularRetinaNet
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "CLS_LOSS_REGISTRY",
     "MATCHER_REGISTRY",
     "RETINANET_HEAD_REGISTRY",
+    "ATSSMatcher",
     "FocalLoss",
     "IoUMatcher",
     "ModularRetinaNet",

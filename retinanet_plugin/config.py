@@ -31,6 +31,14 @@ def add_retinanet_config(cfg):
     retinanet.OHEM_ONE_TO_THREE = False
     # lambda, the weight of the box loss next to the classification loss.
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
+    # About the MiB that a matcher may take next to its results.
+    retinanet.MATCHER_MEMORY_MB = 16.0
+    # IoUMatcher: a box that overlaps no anchor makes none foreground (stock: every one).
+    retinanet.MATCHER_SKIP_UNREACHED_BOXES = False
+    # IoUMatcher: a low-quality match takes the box that caused it (stock: its own best box).
+    retinanet.MATCHER_LOW_QUALITY_TO_CAUSE = False
+    # ATSSMatcher: k, the locations nearest to a box's centre, on each level, that are candidates.
+    retinanet.ATSS_TOPK = 9
 
     # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
     cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"

@@ -17,7 +17,7 @@ from .errors import UserError, registered
 from .head import RETINANET_HEAD_REGISTRY
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
-from .matcher import MATCHER_REGISTRY
+from .matching import MATCHER_REGISTRY
 
 
 @META_ARCH_REGISTRY.register()
@@ -38,7 +38,7 @@ class ModularRetinaNet(nn.Module):
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
             anchor_generator (nn.Module): features to ``list[Boxes]`` of Hi*Wi*A anchors.
             head (nn.Module): see :class:`retinanet_plugin.head.RetinaNetHead`.
-            matcher (nn.Module): see :class:`retinanet_plugin.matcher.IoUMatcher`.
+            matcher (nn.Module): see :class:`retinanet_plugin.matching.IoUMatcher`.
             cls_loss (nn.Module): see :class:`retinanet_plugin.losses.FocalLoss`.
             box_loss (nn.Module): see :class:`retinanet_plugin.losses.SmoothL1BoxLoss`.
             inference (nn.Module): see :class:`retinanet_plugin.inference.RetinaNetInference`.
@@ -166,7 +166,7 @@ class ModularRetinaNet(nn.Module):
 
         Returns:
             tuple[Tensor, Tensor]: labels (N, R) and matched boxes (N, R, 4), as in
-            :meth:`retinanet_plugin.matcher.IoUMatcher.forward`.
+            :meth:`retinanet_plugin.matching.IoUMatcher.forward`.
         """
         return self.matcher(anchors, gt_instances)
 

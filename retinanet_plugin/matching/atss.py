@@ -1,0 +1,132 @@
+"""Which anchors see which ground-truth boxes, by a threshold of IoU that every box sets itself."""
+import torch
+from detectron2.config import configurable
+from detectron2.structures import Boxes
+from torch import nn
+
+from ..errors import UserError
+from .blocks import iou_of
+from .iou import MATCHER_REGISTRY, check_memory
+from .targets import BestBoxes, GroundTruth
+
+# How far inside of its box a foreground anchor's centre is, in pixels, as in the authors' code.
+MIN_INSIDE = 0.01
+# Centres closer than this, in pixels, are one location: anchors of a cell differ by rounding.
+SAME_CENTER = 0.01
+
+
+@MATCHER_REGISTRY.register()
+class ATSSMatcher(nn.Module):
+    """Adaptive Training Sample Selection (Zhang et al., arXiv 1912.02424, algorithm 1).
+
+    The candidates of a box are, on each level, the anchors at the k locations nearest to its
+    centre (L2 distance): k * A anchors where a location has A, as in the authors' code
+    (github.com/sfzhang15/ATSS). The mean plus the standard deviation (of a sample, divided by
+    n - 1) of their IoUs with the box is its threshold. Candidates that reach it and have their
+    centre inside the box are foreground; one of several boxes goes to that of the highest IoU, the
+    first of equal ones. All other anchors are background, none is ignored. Which of several
+    equally near locations are candidates is left to ``torch.topk``, as in the authors' code.
+    """
+
+    @configurable
+    def __init__(self, *, num_classes, topk=9, memory_mb=16):
+        """
+        Args:
+            num_classes (int): K, the label of background.
+            topk (int): k, locations of a level that are candidates.
+            memory_mb (float): about the MiB of temporaries to work in, next to the results.
+
+        Raises:
+            UserError: topk or memory_mb is not positive.
+        """
+        super().__init__()
+        if topk < 1:
+            raise UserError(f"MODEL.RETINANET.ATSS_TOPK is {topk}: give a number from 1, such as 9")
+        check_memory(memory_mb)
+        self.num_classes = num_classes
+        self.topk = topk
+        self.memory_mb = memory_mb
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+            "topk": cfg.MODEL.RETINANET.ATSS_TOPK,
+            "memory_mb": cfg.MODEL.RETINANET.MATCHER_MEMORY_MB,
+        }
+
+    def extra_repr(self):
+        return f"topk={self.topk}"
+
+    @torch.no_grad()
+    def forward(self, anchors, gt_instances):
+        """Arguments and results as :meth:`retinanet_plugin.matching.IoUMatcher.forward` has."""
+        locations = [_locations(boxes.get_centers()) for boxes in anchors]
+        anchors = Boxes.cat(anchors)
+        truth = GroundTruth(gt_instances)
+        gt_labels, matched_gt_boxes = truth.no_targets(len(anchors), self.num_classes)
+        best = BestBoxes(truth, len(anchors))
+        for box in self._chunks(locations, truth):
+            candidates = self._candidates(locations, truth.boxes[box])
+            row, anchor, iou = _foreground(truth.boxes[box], anchors, candidates)
+            best.offer(box[row], anchor, iou)
+
+        foreground = best.taken().nonzero().squeeze(1)
+        _, box = best.get(foreground)
+        gt_labels.view(-1)[foreground] = truth.classes[box]
+        matched_gt_boxes.view(-1, 4)[foreground] = truth.boxes[box]
+        return gt_labels, matched_gt_boxes
+
+    def _chunks(self, locations, truth):
+        """Indices of boxes, as many at once as fit into memory."""
+        # Three float32 for a distance; about 100 bytes for each candidate's IoU and test.
+        distances = max(len(centers) for centers, _ in locations)
+        candidates = sum(min(self.topk, len(centers)) * num for centers, num in locations)
+        chunk = max(1, int(self.memory_mb * 2**20) // (12 * distances + 100 * candidates))
+        return torch.arange(len(truth.boxes), device=truth.boxes.device).split(chunk)
+
+    def _candidates(self, locations, boxes):
+        """Indices (M, C) of each box's candidates among the R anchors."""
+        box_centers = Boxes(boxes).get_centers()[:, None]
+        candidates, first_anchor = [], 0
+        for centers, num_anchors in locations:
+            # The square orders as the distance does.
+            distance = (centers[:, 0] - box_centers[..., 0]).square_()
+            distance += (centers[:, 1] - box_centers[..., 1]).square_()
+            nearest = distance.topk(min(self.topk, len(centers)), dim=1, largest=False).indices
+            at_location = torch.arange(num_anchors, device=boxes.device)
+            level = nearest[..., None] * num_anchors + at_location + first_anchor
+            candidates.append(level.flatten(1))
+            first_anchor += len(centers) * num_anchors
+        return torch.cat(candidates, dim=1)
+
+
+def _foreground(boxes, anchors, candidates):
+    """Box (P,), anchor (P,) and IoU (P,) of the pairs that algorithm 1 makes positive."""
+    candidate_boxes = anchors.tensor[candidates]  # (M, C, 4)
+    iou = iou_of(boxes[:, None].unbind(-1), candidate_boxes.unbind(-1))
+    # In float64, so that the mean of equal IoUs is that IoU and not a rounding error above it.
+    precise = iou.double()
+    mean = precise.mean(1, keepdim=True)
+    deviations = (precise - mean).square().sum(1, keepdim=True)
+    threshold = mean + (deviations / max(candidates.shape[1] - 1, 1)).sqrt()
+    centers = anchors.get_centers()[candidates]  # (M, C, 2)
+    inside = torch.cat([centers - boxes[:, None, :2], boxes[:, None, 2:] - centers], dim=-1)
+    positive = (precise >= threshold) & (inside.amin(-1) > MIN_INSIDE)
+    row, column = positive.nonzero(as_tuple=True)
+    return row, candidates[row, column], iou[row, column]
+
+
+def _locations(centers):
+    """Centres (Hi * Wi, 2) of a level's locations, from those of its anchors, and A.
+
+    Anchors of a location follow each other. Those that do not share a centre regularly are a
+    location each.
+    """
+    at_first = ((centers - centers[:1]).abs() < SAME_CENTER).all(1)
+    num_anchors = int(at_first.cumprod(0).sum())
+    if num_anchors > 1 and len(centers) % num_anchors == 0:
+        grouped = centers.view(-1, num_anchors, 2)
+        if bool(((grouped - grouped[:, :1]).abs() < SAME_CENTER).all()):
+            return grouped[:, 0], num_anchors
+    return centers, 1
