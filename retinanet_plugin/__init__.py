@@ -18,7 +18,7 @@ from .backbone import build_fpn_p3p7_backbone
 from .config import add_retinanet_config
 from .errors import UserError
 from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
-from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, FocalLoss, sigmoid_focal_loss
+from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, FocalLoss, SigmoidLoss, sigmoid_focal_loss
 from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
 from .meta_arch import ModularRetinaNet
 
@@ -34,6 +34,7 @@ __all__ = [
     "IoUMatcher",
     "ModularRetinaNet",
     "RetinaNetHead",
+    "SigmoidLoss",
     "UserError",
     "add_retinanet_config",
     "build_fpn_p3p7_backbone",

@@ -1,9 +1,13 @@
 """A user's mistake ends in one sentence before training starts: what, where, and the remedy."""
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.coco_json import check_datasets, register_coco_json
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
@@ -133,6 +137,15 @@ def test_annotation_file_lacks_a_key(error_of, digits_entries, broken_annotation
     name, _, images = digits_entries[1]
     path = broken_annotations(lambda coco: coco.pop(key))
     assert f"{path} of {name} has no list '{key}'" in error_of(val=(name, path, images))
+
+
+def test_a_test_set_of_coco_needs_no_annotations(digits_entries, broken_annotations, tmp_path):
+    name, _, images = digits_entries[1]
+    path = Path(broken_annotations(lambda coco: coco.pop("annotations")))
+    path = str(path.rename(tmp_path / "image_info_test-dev2017.json"))
+    cfg = load_config(INSTANT, ["DATASETS.TEST", f"('{name}',)"])
+    register_coco_json([(name, path, images)])
+    check_datasets(cfg, eval_only=True)  # raises nothing
 
 
 def test_annotations_of_another_shape(error_of, digits_entries, broken_annotations):

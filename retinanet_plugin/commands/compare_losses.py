@@ -42,17 +42,13 @@ ROWS = {
     "FL, gamma 2, alpha 0.25": ("34.0", _loss("FocalLoss", FOCAL_LOSS_GAMMA=2.0)),
     "FL, gamma 5, alpha 0.25": ("32.2", _loss("FocalLoss", FOCAL_LOSS_GAMMA=5.0)),
     "OHEM, batch 128, NMS 0.5": ("32.8", _loss("OHEMLoss", OHEM_BATCH_SIZE_PER_IMAGE=128)),
-    "OHEM, same, 1:3": (
-        "31.1",
-        _loss("OHEMLoss", OHEM_BATCH_SIZE_PER_IMAGE=128, OHEM_ONE_TO_THREE=True),
-    ),
 }
 
 
 def add_arguments(parser):
     add_config_arguments(parser)
     parser.add_argument(
-        "--learning-rates", type=float, nargs="+", default=[0.02, 0.05], metavar="LR"
+        "--learning-rates", type=float, nargs="+", default=[0.05, 0.1], metavar="LR"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -97,6 +93,8 @@ class _Experiment:
             except OSError:
                 pending.append(r)
         print(f"{len(results)} of {len(runs)} runs are there, {len(pending)} to go", flush=True)
+        if not pending:
+            return results
         start = time.time()
         # A process a run: Detectron2's loggers and writers end with it.
         with multiprocessing.get_context("spawn").Pool(self.jobs, maxtasksperchild=1) as pool:

@@ -116,6 +116,9 @@ def _read_coco(name, json_file):
         raise UserError(
             f"the annotation file {json_file} of {name} is not JSON ({error}): export it again"
         ) from error
+    if os.path.basename(json_file).startswith("image_info_") and isinstance(coco, dict):
+        # COCO's name for test sets, whose annotations only its evaluation server has.
+        coco.setdefault("annotations", [])
     source = f"the annotation file {json_file} of {name}"
     for key, fields in _COCO_FIELDS.items():
         if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
