@@ -1,6 +1,7 @@
 # make demo    set up, make the digits data set, train and evaluate on it, draw the detections
 # make test    set up and run the test suite; DETECTRON2=<checkout> tests against that Detectron2
 # make lint    set up and run the linter
+# make benchmark  time this package beside Detectron2's RetinaNet and torchvision's
 # make setup   only set up: everything goes into .venv
 
 PYTHON ?= python3.11
@@ -32,7 +33,7 @@ def has_cuda():
 endef
 export PLACEHOLDER
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -63,6 +64,10 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check .
+
+benchmark: export PYTHONWARNINGS = ignore
+benchmark: setup
+	$(BIN)/python benchmarks/benchmark.py
 
 clean:
 	rm -rf $(VENV) datasets output build *.egg-info .pytest_cache .ruff_cache

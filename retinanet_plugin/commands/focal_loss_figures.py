@@ -53,7 +53,7 @@ def _draw_curves(path):
     for gamma in GAMMAS_1:
         axis.plot(p_t, _loss(-p_t.logit(), gamma), label=f"gamma = {gamma:g}")
     axis.axvspan(0.6, 1, color="0.92", zorder=0)
-    axis.text(0.8, 3.2, "well-classified", ha="center")
+    axis.text(0.8, 2.8, "well-classified", ha="center")
     axis.set(xlabel="probability of the truth, p_t", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
     axis.legend()
     figure.tight_layout()
@@ -73,8 +73,9 @@ def _errors(cfg):
     loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
     foreground, background = [], []
     for batch in loader:
-        anchors, pred_logits, _ = model.predict(model.preprocess_image(batch))
-        gt_labels, _ = model.label_anchors(anchors, [x["instances"] for x in batch])
+        anchors, pred_logits, _ = model.predict(model.preprocess_image(batch).tensor)
+        gt_instances = [x["instances"].to(model.device) for x in batch]
+        gt_labels, _ = model.label_anchors(anchors, gt_instances)
         logits = torch.cat([level.flatten(1, 3) for level in pred_logits], dim=1)
         is_class = (gt_labels >= 0) & (gt_labels < model.num_classes)
         own_class = gt_labels[is_class].unsqueeze(1)
@@ -92,6 +93,8 @@ def _draw_shares(foreground, background, path):
         for gamma in GAMMAS_4:
             losses = _loss(errors.double(), gamma).sort().values
             share = losses.cumsum(0) / losses.sum()
+            hardest = 100 * (1 - share[int(0.99 * len(share)) - 1])
+            print(f"gamma {gamma:g}: the hardest 1 % of the {name} has {hardest:.0f} % of its loss")
             picked = torch.linspace(0, len(share) - 1, 2000).long()
             axis.plot((picked + 1) / len(share), share[picked], label=f"gamma = {gamma:g}")
         axis.set(xlabel=f"fraction of the {name} entries, easiest first", xlim=(0, 1), ylim=(0, 1))
