@@ -52,7 +52,7 @@ $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py
 # Detectron2 0.5 and PyTorch warn of each other's old names, which is nothing for a newcomer.
 demo: export PYTHONWARNINGS = ignore
 demo: setup $(DIGITS)/annotations/val.json
-	@echo "Training on the digits takes about 6 minutes on 2 cores; 'eta' below is the time left."
+	@echo "Training on the digits takes about 5 minutes on 2 cores; 'eta' below is the time left."
 	$(BIN)/python train_net.py --config-file $(DIGITS_CONFIG)
 	$(BIN)/python -m retinanet_plugin visualize --config-file $(DIGITS_CONFIG)
 

@@ -23,6 +23,22 @@ def test_features_have_the_papers_strides(small_cfg):
     assert shapes == {f"p{i}": (1, 64, 128 >> i, 256 >> i) for i in range(3, 8)}
 
 
+@pytest.mark.parametrize(
+    ("depth", "groups", "width", "res2"),
+    [(18, 1, 64, 64), (34, 1, 64, 64), (50, 32, 4, 256), (101, 32, 8, 256), (152, 1, 64, 256)],
+)
+def test_every_resnet_and_resnext_goes_under_the_pyramid(small_cfg, depth, groups, width, res2):
+    resnets = small_cfg.MODEL.RESNETS
+    resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = depth, groups, width
+    resnets.RES2_OUT_CHANNELS = res2
+    backbone = build_backbone(small_cfg)
+    conv2 = backbone.bottom_up.res3[0].conv2
+    assert (conv2.groups, conv2.out_channels) == (groups, 2 * groups * width)
+    assert backbone.bottom_up.output_shape()["res5"].channels == 8 * res2
+    with torch.no_grad():
+        assert list(backbone(torch.zeros(1, 3, 64, 64))) == [f"p{i}" for i in range(3, 8)]
+
+
 @pytest.mark.parametrize(("source", "channels"), [("res5", 512), ("p5", 64)])
 def test_p6_and_p7_by_hand(small_cfg, source, channels):
     small_cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = source
