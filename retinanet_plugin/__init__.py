@@ -13,6 +13,12 @@ except ImportError as error:
         f"({error}); install torch first, then run: python -m pip install --no-build-isolation "
         "'git+https://github.com/facebookresearch/detectron2.git'"
     ) from error
+import torch
+
+if not hasattr(torch.Tensor, "scatter_reduce_"):
+    raise ImportError(
+        f"retinanet_plugin needs PyTorch 1.12 or newer, and this is {torch.__version__}: update it"
+    )
 
 from .backbone import build_fpn_p3p7_backbone
 from .config import add_retinanet_config

@@ -77,10 +77,16 @@ def check_config(cfg):
     """Refuse a config that would train something other than what was meant.
 
     Raises:
-        UserError: a key of two-stage models was set where RetinaNet's was meant.
+        UserError: the config is Detectron2's default, a two-stage model, or a key of two-stage
+            models was set where RetinaNet's was meant.
     """
     default = get_cfg()
-    for key in ("NUM_CLASSES", "SCORE_THRESH_TEST"):
+    if cfg.MODEL.META_ARCHITECTURE == default.MODEL.META_ARCHITECTURE:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, Detectron2's default: give "
+            "--config-file a file of configs/, or set MODEL.META_ARCHITECTURE ModularRetinaNet"
+        )
+    for key in ("NUM_CLASSES", "SCORE_THRESH_TEST", "NMS_THRESH_TEST", "IOU_THRESHOLDS"):
         value = cfg.MODEL.ROI_HEADS[key]
         if value not in (default.MODEL.ROI_HEADS[key], cfg.MODEL.RETINANET[key]):
             raise UserError(
@@ -116,7 +122,7 @@ def _merge(cfg, merge, source):
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     except KeyError as error:
         raise _unknown_key(str(error.args[0]), known, source) from error
-    except (ValueError, AssertionError, AttributeError) as error:
+    except (ValueError, AssertionError, AttributeError, TypeError) as error:
         if str(error).startswith("Non-existent key: "):  # in a list, yacs asserts
             raise _unknown_key(str(error), known, source) from error
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error

@@ -4,17 +4,21 @@ import os
 import sys
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+)
 from detectron2.utils.file_io import PathManager
 
 from .compat import coco_evaluator
 from .config import check_config, load_config
+from .data.checks import check_datasets, check_evaluator_type
 from .data.class_alphas import resolve_auto_alpha
-from .data.coco_json import check_datasets, register_coco_json
-from .errors import UserError
+from .data.coco_json import register_coco_json
+from .errors import UserError, registered
 
 
 class Trainer(DefaultTrainer):
@@ -24,24 +28,18 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg (CfgNode): ``MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS auto`` becomes numbers here,
-                where the training data are read anyway; evaluation needs neither.
+                from the training data, which evaluation does not need.
         """
         super().__init__(resolve_auto_alpha(cfg))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if evaluator_type == "coco":
-            return coco_evaluator(
-                dataset_name,
-                output_folder or inference_folder(cfg, dataset_name),
-                cfg.TEST.DETECTIONS_PER_IMAGE,
-            )
-        if evaluator_type == "pascal_voc":
+        if check_evaluator_type(dataset_name) == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
-        raise UserError(
-            f"the data set {dataset_name} has the evaluator type {evaluator_type!r}, but this "
-            "trainer knows 'coco' and 'pascal_voc': set MetadataCatalog.get(name).evaluator_type"
+        return coco_evaluator(
+            dataset_name,
+            output_folder or inference_folder(cfg, dataset_name),
+            cfg.TEST.DETECTIONS_PER_IMAGE,
         )
 
 
@@ -53,22 +51,6 @@ def inference_folder(cfg, dataset_name):
 def argument_parser():
     """Detectron2's options, with ``--opts KEY VALUE ...`` beside its trailing ``KEY VALUE``."""
     parser = default_argument_parser()
-    _add_opts(parser)
-    return parser
-
-
-def add_config_arguments(parser):
-    """The options of a command that reads a config."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
-    _add_opts(parser)
-
-
-def config_options(args):
-    """``[KEY, VALUE, ...]`` of :func:`argument_parser` or :func:`add_config_arguments`."""
-    return [*(getattr(args, "opts", None) or []), *args.more_opts]
-
-
-def _add_opts(parser):
     parser.add_argument(
         "--opts",
         dest="more_opts",
@@ -77,6 +59,7 @@ def _add_opts(parser):
         metavar="KEY VALUE",
         help="config options; write them last",
     )
+    return parser
 
 
 def setup_config(args):
@@ -88,7 +71,8 @@ def setup_config(args):
     Raises:
         UserError: see :func:`retinanet_plugin.config.load_config`.
     """
-    cfg = load_config(args.config_file, config_options(args))
+    opts = [option for option in [*(args.opts or []), *args.more_opts] if option != "--opts"]
+    cfg = load_config(args.config_file, opts)
     register_coco_json(cfg.DATASETS.COCO_JSON)
     cfg.freeze()
     return cfg
@@ -105,11 +89,36 @@ def check_before_training(cfg, args):
         UserError: from the config, the devices, the data sets, the weights or the model.
     """
     check_config(cfg)
-    _check_devices(cfg, args.num_gpus)
+    _check_devices(cfg, args)
     check_datasets(cfg, args.eval_only)
-    check_weights(cfg.MODEL.WEIGHTS)
-    # Built and dropped: that takes a second, and the parts say themselves what does not fit.
-    META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
+    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if not resumes:
+        check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
+    check_model(cfg)
+
+
+def check_model(cfg):
+    """Build the model and drop it: that takes a second, and its parts say what does not fit.
+
+    Raises:
+        UserError: a part is not registered, or cannot be built with these keys.
+    """
+    model = cfg.MODEL
+    build = registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    registered(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    anchor_generator = model.ANCHOR_GENERATOR.NAME
+    registered(ANCHOR_GENERATOR_REGISTRY, anchor_generator, "MODEL.ANCHOR_GENERATOR.NAME")
+    try:
+        build(cfg)
+    except UserError:
+        raise
+    except (AssertionError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        # What Detectron2's own parts raise.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        raise UserError(
+            f"the model cannot be built from the keys under MODEL ({reason}): correct them"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -121,7 +130,8 @@ def one_sentence_errors():
         sys.exit(f"error: {error}")
 
 
-def _check_devices(cfg, num_gpus):
+def _check_devices(cfg, args):
+    num_gpus = args.num_gpus
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but PyTorch finds no CUDA device here: "
@@ -132,10 +142,30 @@ def _check_devices(cfg, num_gpus):
             f"--num-gpus is {num_gpus} but PyTorch finds {torch.cuda.device_count()} CUDA devices "
             "here: lower --num-gpus (Detectron2 trains on the CPU in one process)"
         )
+    num_processes = max(1, num_gpus) * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH % num_processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
+            "cannot share evenly: choose a multiple of their number"
+        )
 
 
-def check_weights(path):
+def check_weights(path, required=False):
+    """Refuse weights that are not there.
+
+    Args:
+        path (str): ``MODEL.WEIGHTS``; "" is none.
+        required (bool): whether none would be a mistake.
+
+    Raises:
+        UserError: the file does not exist or cannot be fetched, or none is given but required.
+    """
     if not path:
+        if required:
+            raise UserError(
+                "MODEL.WEIGHTS is empty, which would evaluate random weights: set it to a trained "
+                "model, such as OUTPUT_DIR/model_final.pth"
+            )
         return
     try:
         # Files of the web are fetched into the cache, once and not by every process.

@@ -6,6 +6,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from .compat import norm_per_level
+from .errors import UserError
 
 RETINANET_HEAD_REGISTRY = Registry("RETINANET_HEAD")
 RETINANET_HEAD_REGISTRY.__doc__ = """
@@ -36,8 +37,15 @@ class RetinaNetHead(nn.Module):
                 :func:`detectron2.layers.get_norm`.
             prior_prob (float): pi of section 4.1, the foreground probability that every anchor
                 starts with, so that the many background anchors do not swamp the first steps.
+
+        Raises:
+            UserError: ``prior_prob`` is not between 0 and 1.
         """
         super().__init__()
+        if not 0 < prior_prob < 1:
+            raise UserError(
+                f"MODEL.RETINANET.PRIOR_PROB is {prior_prob}: choose a probability between 0 and 1"
+            )
 
         def subnet():
             modules = []

@@ -111,4 +111,6 @@ def _logit_below(score):
         return -math.inf
     if score >= 1:
         return math.inf
-    return math.log(score / (1 - score)) - 1e-3
+    logit = math.log(score / (1 - score))
+    # 16-bit logits round the threshold to their own precision.
+    return logit - 0.01 * (1 + abs(logit))

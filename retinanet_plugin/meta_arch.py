@@ -68,7 +68,8 @@ class ModularRetinaNet(nn.Module):
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
         # Moving average of the number of foreground anchors of a batch: saved, so that a resumed
-        # run scales its losses as the interrupted one did. 100 is stock's start.
+        # run scales its losses as the interrupted one did (of several processes, all go on from
+        # the first one's). 100 is stock's start.
         self.register_buffer("loss_normalizer", torch.tensor(100.0))
 
     @classmethod

@@ -1,5 +1,7 @@
 """python -m retinanet_plugin COMMAND, in this process."""
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands import visualize
 from retinanet_plugin.commands.compare_losses import ROWS, _Experiment
 from retinanet_plugin.config import load_config
 
@@ -36,14 +39,62 @@ def test_visualize_before_evaluation_is_one_sentence(data_opts):
         main(["visualize", "--config-file", config, "--opts", *data_opts])
 
 
+def test_figures_of_an_untrained_model_are_refused(data_opts):
+    with pytest.raises(SystemExit, match=r"error: MODEL\.WEIGHTS is empty"):
+        main(["focal-loss-figures", "--config-file", COMPARE, "--opts", *data_opts])
+
+
+def test_hits_misses_and_false_alarms():
+    """A box is found once, by the best detection of its class that overlaps it enough."""
+    truth = [
+        {"bbox": [0, 0, 10, 10], "category_id": 0},
+        {"bbox": [40, 0, 10, 10], "category_id": 1},
+    ]
+    detections = [
+        {"bbox": [0, 0, 10, 9], "category_id": 0},  # a hit
+        {"bbox": [0, 0, 10, 10], "category_id": 0},  # the same box again
+        {"bbox": [40, 0, 10, 10], "category_id": 2},  # another class
+        {"bbox": [40, 6, 10, 10], "category_id": 1},  # IoU 0.25
+    ]
+    matches = visualize._match(
+        detections, visualize._boxes(detections), truth, visualize._boxes(truth)
+    )
+    assert matches == [0, None, None, None]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2.5", "many"])
+def test_numbers_of_images(number, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["visualize", "--config-file", COMPARE, "--num-images", number])
+    assert "argument --num-images" in capsys.readouterr().err
+
+
+def test_without_opencv_the_other_commands_run(clean_env):
+    code = (
+        "import sys; sys.modules['cv2'] = None; from retinanet_plugin.__main__ import main; "
+        "main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    process = subprocess.run([*command, "--help"], env=clean_env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    process = subprocess.run(
+        [*command, "digits", "somewhere"], env=clean_env, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert "error: the digits need scikit-learn and OpenCV" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 def test_compare_losses_continues_and_takes_the_best_learning_rate(data_opts, tmp_path, capsys):
     """With the results of all runs there, nothing is trained and the table is written."""
-    experiment = _Experiment(COMPARE, data_opts, str(tmp_path), jobs=1)
+    experiment = _Experiment(load_config(COMPARE, data_opts), jobs=1)
     for i, row in enumerate(ROWS):
         for lr, seed, ap in ((0.1, 1, 10.0 + i), (0.2, 1, 5.0), (0.1, 2, 14.0 + i)):
-            folder = tmp_path / experiment._folder((row, lr, seed))
+            run = (row, lr, seed)
+            result = {"AP": ap, "AP50": 2 * ap, "config": experiment.config(run).dump()}
+            folder = tmp_path / experiment.folder(run)
             folder.mkdir()
-            (folder / "result.json").write_text(json.dumps({"AP": ap, "AP50": 2 * ap}))
+            (folder / "result.json").write_text(json.dumps(result))
     arguments = ["--learning-rates", "0.2", "0.1", "--seeds", "1", "2", "--opts", *data_opts]
     main(["compare-losses", "--config-file", COMPARE, *arguments])
     assert "16 of 16 runs are there, 0 to go" in capsys.readouterr().out
@@ -51,6 +102,9 @@ def test_compare_losses_continues_and_takes_the_best_learning_rate(data_opts, tm
     assert len(table) == 2 + len(ROWS)
     assert table[2] == "| CE, prior 0.5 | 0.1 | 12.0 (10.0 to 14.0) | 24.0 | diverges |"
     assert (tmp_path / "results.png").stat().st_size > 0
+
+    with pytest.raises(SystemExit, match=r"result\.json is of another config"):
+        main(["compare-losses", "--config-file", COMPARE, *arguments, "SOLVER.MAX_ITER", "7"])
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -169,6 +169,7 @@ def test_every_row_of_the_paper_has_a_config_and_the_reverse():
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_the_paper(row):
     depth, size, values = ROWS[row]
+    values = dict(values)
     cfg = load_config(str(ROOT / f"configs/paper/{row}.yaml"))
     assert cfg.MODEL.RESNETS.DEPTH == depth
     assert f"-{depth}" in cfg.MODEL.WEIGHTS

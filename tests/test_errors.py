@@ -7,7 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import check_datasets, register_coco_json
+from retinanet_plugin.data.checks import check_datasets
+from retinanet_plugin.data.coco_json import register_coco_json
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
@@ -16,7 +17,7 @@ INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml
 def error_of(digits_entries, tmp_path, capsys):
     """``error_of(*opts, train=..., val=...)``: the sentence with which train_net.py stops."""
 
-    def run(*opts, train=digits_entries[0], val=digits_entries[1], config=INSTANT):
+    def run(*opts, train=digits_entries[0], val=digits_entries[1], config=INSTANT, flags=()):
         config_opts = [
             "DATASETS.COCO_JSON", str([list(train), list(val)]),
             "DATASETS.TRAIN", str((train[0],)),
@@ -28,7 +29,7 @@ def error_of(digits_entries, tmp_path, capsys):
                 DatasetCatalog.remove(name)
                 MetadataCatalog.remove(name)
         with pytest.raises(SystemExit) as stop:
-            train_net.run(["--config-file", config, "--opts", *config_opts, *opts])
+            train_net.run(["--config-file", config, *flags, "--opts", *config_opts, *opts])
         message = stop.value.code
         assert message.startswith("error: ")
         assert "\n" not in message
@@ -82,7 +83,10 @@ def test_option_after_opts(error_of):
     assert "move it before --opts" in message
 
 
-@pytest.mark.parametrize(("key", "value"), [("NUM_CLASSES", "10"), ("SCORE_THRESH_TEST", "0.3")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("NUM_CLASSES", "10"), ("SCORE_THRESH_TEST", "0.3"), ("NMS_THRESH_TEST", "0.3")],
+)
 def test_keys_of_two_stage_models(error_of, key, value):
     opts = ["MODEL.RETINANET.NUM_CLASSES", "3"] if key == "NUM_CLASSES" else []
     message = error_of(f"MODEL.ROI_HEADS.{key}", value, *opts)
@@ -182,8 +186,107 @@ def test_images_missing(error_of, digits_entries, tmp_path):
     assert f"4 of the 4 images of {name} are missing" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("images", {"id": None}, "images[0] has id None: write a value of type int or str"),
+        ("images", {"id": 2}, "images[1] has id 2, as another one has"),
+        ("images", {"file_name": None}, "images[0] has file_name None: write a value of type str"),
+        ("images", {"height": "160"}, "images[0] has height '160': write a value of type int"),
+        ("annotations", {"id": 0}, "annotation 0 would count as not found"),
+        ("annotations", {"id": 2}, "annotations[1] has id 2, as another one has"),
+        ("annotations", {"image_id": []}, "annotations[0] has image_id []"),
+        ("annotations", {"area": None}, "annotations[0] has area None"),
+        ("annotations", {"bbox": [1, 2, -3, 4]}, "has bbox [1, 2, -3, 4]: write [x, y, width"),
+        ("categories", {"id": 2}, "categories[1] has id 2, as another one has"),
+        ("categories", {"name": None}, "categories[0] has name None: write a value of type str"),
+    ],
+)
+def test_fields_of_annotation_files(
+    error_of, digits_entries, broken_annotations, key, change, message
+):
+    name, _, images = digits_entries[1]
+    path = broken_annotations(lambda coco: coco[key][0].update(change))
+    assert message in error_of(val=(name, path, images))
+
+
+@pytest.mark.parametrize("field", ["area", "iscrowd"])
+def test_what_only_evaluation_reads(error_of, digits_entries, broken_annotations, field):
+    name, _, images = digits_entries[1]
+    path = broken_annotations(lambda coco: coco["annotations"][0].pop(field))
+    assert f"annotations[0] has no '{field}'" in error_of(val=(name, path, images))
+
+
+def test_nothing_to_train_on(error_of, digits_entries, broken_annotations):
+    name, _, _ = digits_entries[0]
+    path = broken_annotations(lambda coco: coco["annotations"].clear())
+    message = error_of(train=(name, path, digits_entries[1][2]))
+    assert f"{path} of {name} has no box to train on" in message
+
+
 def test_weights_missing(error_of):
     assert "the weights file none.pth does not exist" in error_of("MODEL.WEIGHTS", "none.pth")
+
+
+def test_evaluation_without_weights(error_of):
+    assert "MODEL.WEIGHTS is empty" in error_of(flags=["--eval-only"])
+
+
+def test_pascal_voc_that_is_not_there(error_of):
+    config = str(ROOT / "configs/PascalVOC-Detection/retinanet_R_50_FPN.yaml")
+    voc = ["DATASETS.TRAIN", "('voc_2007_trainval',)", "DATASETS.TEST", "('voc_2007_test',)"]
+    message = error_of("MODEL.DEVICE", "cpu", *voc, config=config)
+    assert "trainval.txt of voc_2007_trainval does not exist: put Pascal VOC there" in message
+
+
+def test_test_set_that_no_evaluator_knows(error_of, digits_entries):
+    DatasetCatalog.register("unevaluated", lambda: [])
+    try:
+        message = error_of("DATASETS.TEST", "('unevaluated',)")
+    finally:
+        DatasetCatalog.remove("unevaluated")
+        MetadataCatalog.remove("unevaluated")
+    assert "the data set unevaluated has the evaluator type None" in message
+
+
+def test_no_config_file(error_of):
+    message = error_of("MODEL.DEVICE", "cpu", config="")
+    assert "MODEL.META_ARCHITECTURE is GeneralizedRCNN, Detectron2's default: give" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n", "broken.yaml: "),
+        ("", "broken.yaml: "),
+    ],
+)
+def test_empty_sections(error_of, tmp_path, text, message):
+    config = tmp_path / "broken.yaml"
+    config.write_text(text)
+    assert message in error_of(config=str(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.META_ARCHITECTURE", "ModularRetinaNett", "choose from GeneralizedRCNN, Modular"),
+        ("MODEL.BACKBONE.NAME", "build_fpn", "build_fpn_p3p7_backbone"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "Default", "DefaultAnchorGenerator"),
+        ("MODEL.RESNETS.DEPTH", "18", "the model cannot be built from the keys under MODEL"),
+        ("MODEL.RESNETS.DEPTH", "42", "the model cannot be built from the keys under MODEL"),
+        ("MODEL.RETINANET.NORM", "GNN", "the model cannot be built from the keys under MODEL"),
+        ("MODEL.RETINANET.PRIOR_PROB", "1.0", "MODEL.RETINANET.PRIOR_PROB is 1.0: choose"),
+        ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.5, 0.4]", "MODEL.RETINANET.IOU_THRESHOLDS is"),
+    ],
+)
+def test_keys_that_build_no_model(error_of, key, value, message):
+    assert message in error_of(key, value)
+
+
+def test_batch_that_processes_cannot_share(error_of):
+    message = error_of("SOLVER.IMS_PER_BATCH", "3", flags=["--num-machines", "2"])
+    assert "SOLVER.IMS_PER_BATCH is 3, which 2 processes cannot share evenly" in message
 
 
 def test_no_data_sets(error_of):

@@ -17,6 +17,7 @@ CASES = {
         (3, 5),
     ),
     "group norm in the head": ([RETINANET + "NORM", "GN", RETINANET + "NUM_CONVS", 4], (0, 5)),
+    "batch norm in the head, of each level": ([RETINANET + "NORM", "BN"], (3, 5)),
     "gamma 0, alpha 0.5": (
         [RETINANET + "FOCAL_LOSS_GAMMA", 0.0, RETINANET + "FOCAL_LOSS_ALPHA", 0.5],
         (3, 5),
@@ -78,7 +79,8 @@ def test_losses_and_gradients_equal_stock(case, small_cfg):
     assert actual.keys() == wanted.keys()
     for name, grad in wanted.items():
         difference = (actual[name] - grad).norm()
-        assert difference <= 2e-4 * grad.norm() + 1e-9, name
+        # Next to nothing: the bias before a batch norm, whose gradient is rounding alone.
+        assert difference <= 2e-4 * grad.norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,9 +17,12 @@ import matplotlib
 import torch
 from detectron2.utils.env import seed_all_rng
 
-from ..config import load_config
-from ..data.coco_json import check_datasets, register_coco_json
-from ..engine import Trainer, add_config_arguments, config_options
+from ..config import check_config
+from ..data.checks import check_datasets, check_evaluator_type
+from ..data.coco_json import register_coco_json
+from ..engine import Trainer, check_model, check_weights
+from ..errors import UserError
+from .arguments import add_config_arguments, natural_number, positive_number, read_config
 
 _RETINANET = "MODEL.RETINANET."
 
@@ -50,16 +53,21 @@ def add_arguments(parser):
     parser.add_argument(
         "--learning-rates", type=float, nargs="+", default=[0.05, 0.1], metavar="LR"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--seeds", type=natural_number, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=positive_number, default=1, help="at a time (default: 1)")
 
 
 def run(args):
-    options = config_options(args)
-    cfg = load_config(args.config_file, options)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg = read_config(args)
+    check_config(cfg)
     check_datasets(cfg)
-    experiment = _Experiment(args.config_file, options, cfg.OUTPUT_DIR, args.jobs)
+    if len(cfg.DATASETS.TEST) != 1 or check_evaluator_type(cfg.DATASETS.TEST[0]) != "coco":
+        raise UserError(
+            f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format"
+        )
+    check_weights(cfg.MODEL.WEIGHTS)
+    check_model(cfg)
+    experiment = _Experiment(cfg, args.jobs)
     first, *others = args.seeds
     tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))
     best = {
@@ -77,21 +85,24 @@ def run(args):
 class _Experiment:
     """Runs (row, learning rate, seed), each in a process and a folder of its own."""
 
-    def __init__(self, config_file, options, output, jobs):
-        self.config_file = config_file
-        self.options = options
-        self.output = output
+    def __init__(self, cfg, jobs):
+        self.cfg = cfg
         self.jobs = jobs
 
     def train_all(self, runs):
         """Metrics ``{"AP": ..., "AP50": ...}`` of every run, in percent."""
         results, pending = {}, []
         for r in runs:
-            try:
-                with open(os.path.join(self._folder(r), "result.json")) as f:
-                    results[r] = json.load(f)
-            except OSError:
+            path = os.path.join(self.folder(r), "result.json")
+            if not os.path.isfile(path):
                 pending.append(r)
+                continue
+            with open(path) as f:
+                results[r] = json.load(f)
+            if results[r]["config"] != self.config(r).dump():
+                raise UserError(
+                    f"{path} is of another config: delete its folder, or choose another OUTPUT_DIR"
+                )
         print(f"{len(results)} of {len(runs)} runs are there, {len(pending)} to go", flush=True)
         if not pending:
             return results
@@ -109,23 +120,29 @@ class _Experiment:
                 )
         return results
 
-    def _folder(self, r):
+    def folder(self, r):
         row, lr, seed = r
         name = "".join(c if c.isalnum() or c == "." else "_" for c in row)
-        return os.path.join(self.output, f"{name}_lr_{lr}_seed_{seed}")
+        return os.path.join(self.cfg.OUTPUT_DIR, f"{name}_lr_{lr}_seed_{seed}")
+
+    def config(self, r):
+        row, lr, seed = r
+        cfg = self.cfg.clone()
+        cfg.merge_from_list(ROWS[row][1])
+        cfg.SEED, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR = seed, lr, self.folder(r)
+        # A process of a pool may have no children of its own.
+        cfg.DATALOADER.NUM_WORKERS = 0
+        return cfg
 
     def _train(self, r):
-        row, lr, seed = r
-        folder = self._folder(r)
-        os.makedirs(folder, exist_ok=True)
+        cfg = self.config(r)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.jobs))
-        cfg = load_config(self.config_file, self.options)
-        cfg.merge_from_list(ROWS[row][1])
-        cfg.SEED, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR = seed, lr, folder
         register_coco_json(cfg.DATASETS.COCO_JSON)
-        with open(os.path.join(folder, "log.txt"), "w") as log, contextlib.redirect_stdout(log):
-            result = _train_and_evaluate(cfg)
-        with open(os.path.join(folder, "result.json"), "w") as f:
+        log_file = os.path.join(cfg.OUTPUT_DIR, "log.txt")
+        with open(log_file, "w") as log, contextlib.redirect_stdout(log):
+            result = {**_train_and_evaluate(cfg), "config": cfg.dump()}
+        with open(os.path.join(cfg.OUTPUT_DIR, "result.json"), "w") as f:
             json.dump(result, f)
         return r, result
 
@@ -133,6 +150,7 @@ class _Experiment:
 def _train_and_evaluate(cfg):
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
     try:
         trainer.train()
     except FloatingPointError as error:

@@ -1,40 +1,48 @@
 """Draw why the focal loss works: figures 1 and 4 of the paper, from this package's own functions.
 
 Figure 1: the loss against the probability of the truth. Figure 4: how the loss is shared among the
-entries of a trained model, over the images of DATASETS.TEST; give its weights as MODEL.WEIGHTS.
+entries of a trained model, over images of the first of DATASETS.TEST; MODEL.WEIGHTS names it.
 """
+import itertools
 import os
 
 import matplotlib
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 
-from ..config import load_config
-from ..data.coco_json import check_datasets, register_coco_json
-from ..engine import add_config_arguments, check_weights, config_options
+from ..data.checks import check_datasets
+from ..engine import check_weights
+from ..errors import UserError
 from ..losses import FocalLoss
+from .arguments import add_config_arguments, positive_number, read_config
 
 GAMMAS_1 = (0.0, 0.5, 1.0, 2.0, 5.0)
 GAMMAS_4 = (0.0, 0.5, 1.0, 2.0)
+BACKGROUND_ENTRIES = 50_000  # of an image
 
 
 def add_arguments(parser):
     add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR")
+    parser.add_argument(
+        "--num-images", type=positive_number, default=500, help="most images (default: 500)"
+    )
 
 
 def run(args):
     matplotlib.use("Agg")
-    cfg = load_config(args.config_file, config_options(args))
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg = read_config(args)
     check_datasets(cfg, eval_only=True)
-    check_weights(cfg.MODEL.WEIGHTS)
+    check_weights(cfg.MODEL.WEIGHTS, required=True)
     output = args.output or cfg.OUTPUT_DIR
     os.makedirs(output, exist_ok=True)
     _draw_curves(os.path.join(output, "focal_loss_curves.png"))
-    foreground, background = _errors(cfg)
+    foreground, background = _errors(cfg, args.num_images)
+    if len(foreground) == 0:
+        raise UserError(f"{cfg.DATASETS.TEST[0]} has no boxes: choose an annotated data set")
     print(f"{len(foreground):,} foreground and {len(background):,} background entries")
     _draw_shares(foreground, background, os.path.join(output, "focal_loss_shares.png"))
     print(f"wrote focal_loss_curves.png and focal_loss_shares.png: {output}")
@@ -62,17 +70,21 @@ def _draw_curves(path):
 
 
 @torch.no_grad()
-def _errors(cfg):
-    """-x_t of all foreground entries, and of all entries of background anchors, in DATASETS.TEST.
+def _errors(cfg, num_images):
+    """-x_t of foreground entries, and of entries of background anchors, in images of a data set.
 
-    A foreground entry is an anchor's logit of its own class.
+    A foreground entry is an anchor's logit of its own class. Of an image's background, at most
+    ``BACKGROUND_ENTRIES`` random ones are taken.
     """
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    mapper = DatasetMapper(cfg, is_train=True, augmentations=[])
+    # With annotations as for training, at the size of testing.
+    augmentations = build_augmentation(cfg, is_train=False)
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)
     loader = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
+    generator = torch.Generator().manual_seed(0)
     foreground, background = [], []
-    for batch in loader:
+    for batch in itertools.islice(loader, num_images):
         anchors, pred_logits, _ = model.predict(model.preprocess_image(batch).tensor)
         gt_instances = [x["instances"].to(model.device) for x in batch]
         gt_labels, _ = model.label_anchors(anchors, gt_instances)
@@ -80,7 +92,11 @@ def _errors(cfg):
         is_class = (gt_labels >= 0) & (gt_labels < model.num_classes)
         own_class = gt_labels[is_class].unsqueeze(1)
         foreground.append(-logits[is_class].gather(1, own_class).flatten().cpu())
-        background.append(logits[gt_labels == model.num_classes].flatten().cpu())
+        entries = logits[gt_labels == model.num_classes].flatten().cpu()
+        if len(entries) > BACKGROUND_ENTRIES:
+            index = torch.randint(len(entries), (BACKGROUND_ENTRIES,), generator=generator)
+            entries = entries[index]
+        background.append(entries)
     return torch.cat(foreground), torch.cat(background)
 
 

@@ -1,7 +1,8 @@
 """Draw detections beside ground truth, from the results that evaluation wrote.
 
-For each of some images, evenly spread over the data set: on the left the truth, missed boxes in
-orange; on the right the detections, hits (IoU >= 0.5, right class) in green, false alarms in red.
+For each of some images, evenly spread over the first of DATASETS.TEST: on the left the truth,
+missed boxes in orange; on the right the detections, hits (IoU >= 0.5, right class) in green, false
+alarms in red.
 """
 import json
 import os
@@ -13,12 +14,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
-from detectron2.utils.visualizer import Visualizer
 
-from ..config import load_config
-from ..data.coco_json import check_datasets, register_coco_json
-from ..engine import add_config_arguments, config_options, inference_folder
+from ..data.checks import check_datasets, check_evaluator_type
+from ..engine import inference_folder
 from ..errors import UserError
+from .arguments import add_config_arguments, positive_number, read_config
 
 HIT, FALSE_ALARM, MISSED = "lime", "red", "orange"
 
@@ -26,17 +26,21 @@ HIT, FALSE_ALARM, MISSED = "lime", "red", "orange"
 def add_arguments(parser):
     add_config_arguments(parser)
     parser.add_argument("--output", metavar="PNG", help="default: OUTPUT_DIR/detections.png")
-    parser.add_argument("--num-images", type=int, default=12, help="default: 12")
+    parser.add_argument("--num-images", type=positive_number, default=12, help="default: 12")
     parser.add_argument(
         "--score-thresh", type=float, default=0.4, help="lowest score to draw (default: 0.4)"
     )
 
 
 def run(args):
-    cfg = load_config(args.config_file, config_options(args))
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    cfg = read_config(args)
     check_datasets(cfg, eval_only=True)
     name = cfg.DATASETS.TEST[0]
+    if check_evaluator_type(name) != "coco":
+        raise UserError(
+            f"the evaluation of {name} writes no detections to draw: register the data in COCO's "
+            "format with DATASETS.COCO_JSON"
+        )
     # Reading the data set is what completes its metadata.
     images = DatasetCatalog.get(name)
     detections_of = _read_detections(cfg, name)
@@ -60,7 +64,7 @@ def _read_detections(cfg, name):
     except OSError as error:
         raise UserError(
             f"the detections {path} cannot be read ({error.strerror}): run train_net.py with the "
-            "same config first, with --eval-only if the model is trained"
+            "same config first, with --eval-only and MODEL.WEIGHTS if the model is trained"
         ) from error
     class_of = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
     detections_of = defaultdict(list)
@@ -77,6 +81,8 @@ def _draw(image, detections, classes, score_thresh):
     truth_boxes, detected_boxes = _boxes(truth, "bbox_mode"), _boxes(detections)
     matched_truth = _match(detections, detected_boxes, truth, truth_boxes)
     found = set(matched_truth) - {None}
+
+    from detectron2.utils.visualizer import Visualizer  # needs OpenCV, other commands do not
 
     picture = read_image(image["file_name"], format="RGB")
     left = Visualizer(picture, scale=2).overlay_instances(

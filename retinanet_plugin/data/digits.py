@@ -9,6 +9,7 @@ import shutil
 
 import cv2
 import numpy as np
+from sklearn.datasets import load_digits, load_sample_images
 
 from ..errors import UserError
 
@@ -35,7 +36,7 @@ def write_digits(output, seed=0, num_images=None):
             None: ``NUM_IMAGES``.
 
     Raises:
-        UserError: ``output`` exists, or scikit-learn is missing.
+        UserError: ``output`` exists.
     """
     if os.path.exists(output):
         raise UserError(f"{output} exists already: delete it or name another folder")
@@ -84,13 +85,6 @@ def write_digits(output, seed=0, num_images=None):
 
 def _load_sources():
     """Grey values (1797, 8, 8) in 0..1, their digits (1797,), and BGR photographs."""
-    try:
-        from sklearn.datasets import load_digits, load_sample_images
-    except ImportError as error:
-        raise UserError(
-            "the digits come with scikit-learn, which is missing: python -m pip install "
-            "scikit-learn pillow"
-        ) from error
     digits = load_digits()
     photographs = [image[:, :, ::-1] for image in load_sample_images().images]
     return digits.images.astype(np.float32) / 16, digits.target, photographs

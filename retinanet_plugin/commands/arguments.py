@@ -1,0 +1,37 @@
+"""Options that several commands have."""
+import argparse
+
+from ..config import load_config
+from ..data.coco_json import register_coco_json
+
+
+def add_config_arguments(parser):
+    """``--config-file FILE`` and ``--opts KEY VALUE ...``."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    help_ = "config options; write them last"
+    parser.add_argument("--opts", nargs="...", default=[], metavar="KEY VALUE", help=help_)
+
+
+def read_config(args):
+    """The config of :func:`add_config_arguments`, its data sets registered.
+
+    Raises:
+        UserError: see :func:`retinanet_plugin.config.load_config`.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    return cfg
+
+
+def natural_number(text):
+    """The type of an option that counts: 0, 1, ..."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a natural number")
+    return int(text)
+
+
+def positive_number(text):
+    """The type of an option that counts: 1, 2, ..."""
+    if natural_number(text) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return int(text)
