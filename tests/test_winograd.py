@@ -1,0 +1,117 @@
+"""Winograd's convolution is the convolution, forward and backward, to float32's rounding."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from retinanet_plugin import winograd
+from retinanet_plugin.winograd import WinogradConvolutions, winograd_conv2d
+
+# (images, height, width): whole tiles, ragged ones, smaller than a tile.
+SIZES = [(2, 8, 12), (3, 9, 10), (1, 2, 3), (1, 1, 1)]
+
+
+def operands(size, dtype=torch.float64, channels=5, out_channels=7):
+    n, height, width = size
+    x = torch.randn(n, channels, height, width, dtype=dtype)
+    weight = torch.randn(out_channels, channels, 3, 3, dtype=dtype)
+    return [t.requires_grad_() for t in (x, weight, torch.randn(out_channels, dtype=dtype))]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_output_and_gradients_equal_conv2d(size, layout, monkeypatch):
+    monkeypatch.setattr(winograd, "CHUNK_SIZE", 2000)  # a few tiles, so that there are many chunks
+    x, weight, bias = operands(size)
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+    out, expected = winograd_conv2d(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    grad = torch.randn_like(expected)
+    actual = torch.autograd.grad(out, (x, weight, bias), grad)
+    wanted = torch.autograd.grad(expected, (x, weight, bias), grad)
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_that_nobody_wants_are_left_out():
+    x, weight, bias = operands((1, 8, 8))
+    x.requires_grad_(False)
+    weight.requires_grad_(False)
+    out = winograd_conv2d(x, weight, bias)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), bias)[0], bias.new_full((7,), 64.0))
+
+
+def test_rounding_is_near_that_of_conv2d():
+    x, weight, bias = (t.detach() for t in operands((2, 32, 32), torch.float32, 256, 32))
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+
+    def error(out):
+        return ((out - exact).norm() / exact.norm()).item()
+
+    assert error(winograd_conv2d(x, weight, bias)) < 2e-6
+    assert error(F.conv2d(x, weight, bias, padding=1)) > 2e-7  # twelve bits less than float64's
+
+
+def test_output_can_be_changed_in_place():
+    x, weight, bias = operands((1, 8, 8))
+    F.relu_(winograd_conv2d(x, weight, bias)).sum().backward()
+    expected = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1).relu().sum(), weight)[0]
+    torch.testing.assert_close(weight.grad, expected)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What shapes the context sends to Winograd, however small they are."""
+    seen = []
+
+    def spy(input, weight, bias):
+        seen.append(tuple(weight.shape))
+        return winograd_conv2d(input, weight, bias)
+
+    monkeypatch.setattr(winograd, "winograd_conv2d", spy)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
+    return seen
+
+
+def test_context_takes_the_convolutions_of_modules(calls):
+    module = torch.nn.Sequential(torch.nn.Conv2d(5, 7, 3, padding=1), torch.nn.ReLU())
+    x = torch.randn(2, 5, 9, 9)
+    with WinogradConvolutions():
+        out = module(x)
+    assert calls == [(7, 5, 3, 3)]
+    torch.testing.assert_close(out, module(x), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1  # outside of the context
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.Conv2d(4, 4, 1),
+        torch.nn.Conv2d(4, 4, 3),
+        torch.nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        torch.nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        torch.nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        torch.nn.Conv2d(4, 4, 3, padding="same"),
+        torch.nn.Conv2d(4, 4, 3, padding=1).double(),
+    ],
+    ids=str,
+)
+def test_context_leaves_other_convolutions_alone(module, calls):
+    x = torch.randn(1, 4, 8, 8, dtype=module.weight.dtype)
+    with WinogradConvolutions():
+        out = module(x)
+    assert not calls
+    assert torch.equal(out, module(x))
+
+
+def test_context_leaves_autocast_alone(calls):
+    module = torch.nn.Conv2d(4, 4, 3, padding=1)
+    with WinogradConvolutions(), torch.autocast("cpu", torch.bfloat16):
+        assert module(torch.randn(1, 4, 8, 8)).dtype == torch.bfloat16
+    assert not calls
+
+
+def test_context_leaves_small_convolutions_alone(monkeypatch):
+    monkeypatch.setattr(winograd, "winograd_conv2d", None)
+    with WinogradConvolutions():
+        torch.nn.Conv2d(128, 128, 3, padding=1)(torch.randn(1, 128, 8, 8))  # few tiles
+        torch.nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 4, 64, 64))  # few channels
