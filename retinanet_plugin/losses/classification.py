@@ -1,6 +1,5 @@
 """Sigmoid losses for classification: their registry, their base, and cross entropy."""
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import nn
@@ -8,6 +7,7 @@ from torch import nn
 from ..errors import UserError
 from .alpha import AUTO, alpha_from_config
 from .dense import dense_sigmoid_loss
+from .terms import FocalTerms
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
@@ -21,9 +21,9 @@ class SigmoidLoss(nn.Module):
 
     x_t is the logit of the truth: the logit x in the anchor's class and -x in every other class
     (arXiv 1708.02002, appendix A). alpha_t is the class's alpha, or 1 - alpha where the class is
-    not the anchor's (section 3.1). A subclass defines phi, as :meth:`terms`; what it reads from
-    the config beside alpha goes into its ``__init__`` and ``from_config``, as in
-    :class:`retinanet_plugin.losses.FocalLoss`.
+    not the anchor's (section 3.1). A subclass defines phi, as :meth:`terms`, a method or any other
+    callable; what it reads from the config beside alpha goes into its ``__init__`` and
+    ``from_config``, as in :class:`retinanet_plugin.losses.FocalLoss`.
     """
 
     @configurable
@@ -108,8 +108,7 @@ class BalancedCrossEntropyLoss(SigmoidLoss):
     The paper's best alpha for it is 0.75 (table 1a), three times that of the focal loss.
     """
 
-    def terms(self, error_logits):
-        return F.softplus(error_logits), torch.sigmoid(error_logits)
+    terms = FocalTerms(gamma=0.0)
 
 
 @CLS_LOSS_REGISTRY.register()

@@ -3,9 +3,17 @@
 Such a loss is a sum over all (anchor, class) entries of ``alpha_t * phi(-x_t)``. x_t is the logit
 of the truth, x in the anchor's class and -x in every other class (arXiv 1708.02002, appendix A);
 phi grows with the error -x_t. Cross entropy is ``phi = softplus``.
+
+The pass is made of PyTorch's operations, for any phi. On a GPU, the focal loss and cross entropy
+take one kernel in its place.
 """
+import functools
+import logging
+
 import torch
 from torch.autograd.function import once_differentiable
+
+from .terms import FocalTerms
 
 # Values of a chunk: on a CPU 2**17 float32 for a thread, which stay in its cache; a GPU wants few
 # large kernels.
@@ -26,6 +34,7 @@ def dense_sigmoid_loss(pred_logits, gt_labels, terms, alpha=None):
         pred_logits (Tensor): (..., K), any floating type, any memory layout.
         gt_labels (Tensor): (...), int64: -1 ignored, 0..K-1 a class, K background.
         terms (callable): from the errors -x_t, of any shape, to phi of them and its derivative.
+            :class:`FocalTerms` takes the kernel where that runs.
         alpha (float or Tensor or None): weight of foreground entries, those of background have
             1 - alpha; a Tensor (K,) holds one for each class. None: every weight is 1.
 
@@ -56,9 +65,10 @@ class _DenseSigmoidLoss(torch.autograd.Function):
         grad_loss = grad_loss / _storage_scale(grad)
         if grad.dtype == grad_loss.dtype:
             return grad.mul_(grad_loss), None, None, None
-        # In float32: a loss scale may not fit float16, though its product with the gradient does.
+        # In float32: a loss scale may not fit float16, though its product with the gradient does. A
+        # vector of one value, unlike a scalar, takes the product to its type.
         for (chunk,) in _chunks([grad]):
-            chunk.copy_(chunk.to(grad_loss.dtype) * grad_loss)
+            torch.mul(chunk, grad_loss.view(1), out=chunk)
         return grad, None, None, None
 
 
@@ -79,10 +89,47 @@ def dense_anchor_losses(pred_logits, gt_labels, terms, alpha=None):
 
 def _loss_and_grad(pred_logits, gt_labels, terms, alpha, grad):
     """Return the summed loss; write its gradient into ``grad`` unless that is None."""
+    kernel = _kernel_for(pred_logits, terms)
+    if kernel is not None:
+        scale = _storage_scale(pred_logits)
+        return kernel.loss_and_grad(pred_logits, gt_labels, terms.gamma, alpha, grad, scale)
     loss = pred_logits.new_zeros((), dtype=_dtype(pred_logits))
     for logits, labels, grad_chunk in _chunks([pred_logits, gt_labels, grad]):
         loss += _chunk_losses(logits, labels, terms, alpha, grad_chunk).sum()
     return loss
+
+
+def _kernel_for(pred_logits, terms):
+    """The module ``triton_focal`` if it can take the place of the pass below, else None."""
+    if type(terms) is not FocalTerms:  # a subclass may have changed the formula
+        return None
+    if not pred_logits.is_cuda or pred_logits.dtype == torch.float64:
+        return None
+    kernel = _triton_focal(pred_logits.device, pred_logits.dtype)
+    return kernel if kernel is not None and kernel.can_run(pred_logits) else None
+
+
+@functools.lru_cache(maxsize=None)
+def _triton_focal(device, dtype):
+    """The module ``triton_focal``, or None where it does not work.
+
+    That is tried on one entry: Triton may be missing or too old, or lack the C compiler that it
+    builds its launcher with. It does not support GPUs below compute capability 7.
+    """
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return None
+    try:
+        from . import triton_focal
+
+        logits = torch.zeros(1, 1, dtype=dtype, device=device)
+        labels = torch.zeros(1, dtype=torch.int64, device=device)
+        triton_focal.loss_and_grad(logits, labels, 2.0, None, torch.empty_like(logits), 1.0)
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            f"the focal loss takes PyTorch's operations, slower than its Triton kernel: {error!r}"
+        )
+        return None
+    return triton_focal
 
 
 def _dtype(pred_logits):

@@ -1,11 +1,11 @@
 """The focal loss and its variant FL*, which focus on the hard entries."""
-import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 
 from ..errors import UserError
 from .classification import CLS_LOSS_REGISTRY, SigmoidLoss
 from .dense import dense_sigmoid_loss
+from .terms import FocalTerms
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -41,8 +41,9 @@ class FocalLoss(SigmoidLoss):
     def extra_repr(self):
         return f"{super().extra_repr()}, gamma={self.gamma}"
 
-    def terms(self, error_logits):
-        return _focal_terms(error_logits, self.gamma)
+    @property
+    def terms(self):
+        return FocalTerms(self.gamma)
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -103,20 +104,5 @@ def sigmoid_focal_loss(pred_logits, gt_labels, *, alpha, gamma):
     Returns:
         Tensor: the sum over all entries that are not ignored, a scalar.
     """
-
-    def terms(error_logits):
-        return _focal_terms(error_logits, gamma)
-
-    return dense_sigmoid_loss(pred_logits, gt_labels, terms, None if alpha < 0 else alpha)
-
-
-def _focal_terms(error_logits, gamma):
-    """``-(1 - p_t)^gamma log(p_t)`` and its derivative, both for the errors v = -x_t."""
-    q = torch.sigmoid(error_logits)  # 1 - p_t
-    cross_entropy = F.softplus(error_logits)  # -log(p_t)
-    if gamma == 0:
-        return cross_entropy, q
-    focus = q if gamma == 1 else q * q if gamma == 2 else q.pow(gamma)
-    loss = cross_entropy.mul_(focus)
-    # d/dv: (1 - q) gamma q^gamma softplus(v) + q q^gamma (the gradient in appendix B)
-    return loss, torch.lerp(gamma * loss, focus, q)
+    alpha = None if alpha < 0 else alpha
+    return dense_sigmoid_loss(pred_logits, gt_labels, FocalTerms(gamma), alpha)

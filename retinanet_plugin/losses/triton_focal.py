@@ -1,0 +1,167 @@
+"""The focal loss of integer labels and its gradient in one GPU kernel, written in Triton.
+
+Each logit is read once, each gradient written once, and nothing else of their size is made. The
+formula is that of :class:`retinanet_plugin.losses.terms.FocalTerms`. Importing this file needs
+Triton, which PyTorch's CUDA builds bring.
+"""
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+# Four entries for each of 256 threads: with eight, registers would leave room for fewer threads.
+_BLOCK_SIZE = 1024
+_NUM_WARPS = 8
+# The kernel counts in int32 within a run (below), which a block may pass.
+_LONGEST_RUN = 1 << 30
+
+
+def can_run(pred_logits):
+    """Whether :func:`loss_and_grad` takes these logits."""
+    order, run_length = _memory_layout(pred_logits)
+    return pred_logits.permute(order).is_contiguous() and run_length <= _LONGEST_RUN
+
+
+def loss_and_grad(pred_logits, gt_labels, gamma, alpha, grad, grad_scale):
+    """The summed focal loss, and its gradient unless ``grad`` is None.
+
+    The arithmetic is float32, the sum is the same in every run, the host does not wait.
+
+    Args:
+        pred_logits (Tensor): (..., K), float16, bfloat16 or float32, dense in memory with its
+            dimensions in any order.
+        gt_labels (Tensor): (...), int64: -1 ignored, 0..K-1 a class, K background.
+        gamma (float): focusing, not negative; 0 is cross entropy.
+        alpha (float or Tensor or None): weight of foreground entries, those of background have
+            1 - alpha; a Tensor (K,) holds one for each class. None: every weight is 1.
+        grad (Tensor or None): of the logits' type and strides; the gradient times ``grad_scale``
+            is written there.
+        grad_scale (float): keeps the gradient in the range of its type.
+
+    Returns:
+        Tensor: a float32 scalar.
+    """
+    num_blocks = triton.cdiv(pred_logits.numel(), _BLOCK_SIZE)
+    block_losses = pred_logits.new_empty(num_blocks, dtype=torch.float32)
+    if num_blocks > 0:
+        # Triton launches on the current device, which need not be the logits'.
+        with torch.cuda.device_of(pred_logits):
+            _launch(pred_logits, gt_labels, gamma, alpha, grad, grad_scale, block_losses)
+    return block_losses.sum()
+
+
+def _launch(pred_logits, gt_labels, gamma, alpha, grad, grad_scale, block_losses):
+    order, run_length = _memory_layout(pred_logits)
+    num_classes = pred_logits.shape[-1]
+    # expand: the kernel would read past the end of tensors that are too small.
+    labels = gt_labels.expand(pred_logits.shape[:-1])
+    labels = labels.permute([dim for dim in order if dim != labels.dim()])
+    per_class = isinstance(alpha, torch.Tensor)
+    foreground_weight, background_weight = 1.0, 1.0
+    if alpha is not None and not per_class:
+        foreground_weight, background_weight = float(alpha), 1 - float(alpha)
+    _focal_kernel[(len(block_losses),)](
+        pred_logits,
+        labels.to(torch.int32, memory_format=torch.contiguous_format),
+        # In place of a tensor that is not there, any: the kernel does not touch it.
+        alpha.expand(num_classes).contiguous() if per_class else block_losses,
+        block_losses if grad is None else grad,
+        block_losses,
+        pred_logits.numel(),
+        run_length,
+        float(gamma),
+        foreground_weight,
+        background_weight,
+        float(grad_scale),
+        NUM_CLASSES=num_classes,
+        PER_CLASS=per_class,
+        WITH_GRAD=grad is not None,
+        BLOCK_SIZE=_BLOCK_SIZE,
+        num_warps=_NUM_WARPS,
+    )
+
+
+def _memory_layout(pred_logits):
+    """Dimensions from the outermost in memory to the innermost, and the length of a run.
+
+    A run is a stretch of memory with one class: all pixels of it (NCHW), or one entry
+    (channels-last).
+    """
+    order = sorted(range(pred_logits.dim()), key=pred_logits.stride, reverse=True)
+    inner = order[order.index(pred_logits.dim() - 1) + 1 :]
+    return order, math.prod(pred_logits.shape[dim] for dim in inner)
+
+
+@triton.jit
+def _focal_kernel(
+    logits,  # in memory (..., NUM_CLASSES, run_length)
+    labels,  # int32, in memory (..., run_length)
+    alphas,  # (NUM_CLASSES,), read if PER_CLASS
+    grad,  # in memory as the logits, written if WITH_GRAD
+    block_losses,  # of each program
+    num_entries,
+    run_length,
+    gamma,
+    foreground_weight,  # read unless PER_CLASS
+    background_weight,
+    grad_scale,
+    NUM_CLASSES: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    WITH_GRAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    # There may be more than 2^31 entries. int64 is for the one start of a block; from there on
+    # int32 is enough, and divides faster.
+    start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
+    entry = tl.arange(0, BLOCK_SIZE)
+    in_bounds = entry < num_entries - start
+    run = start // run_length
+    position = (start % run_length).to(tl.int32) + entry  # counted from the start of that run
+    runs = (run % NUM_CLASSES).to(tl.int32) + position // run_length  # from the run of class 0
+    cls = runs % NUM_CLASSES
+    anchor = runs // NUM_CLASSES * run_length + position % run_length
+    first_anchor = run // NUM_CLASSES * run_length
+
+    x = tl.load(logits + start + entry, mask=in_bounds, other=0.0).to(tl.float32)
+    label = tl.load(labels + first_anchor + anchor, mask=in_bounds, other=-1)
+    is_foreground = label == cls
+    is_known = label >= 0
+    v = tl.where(is_foreground, -x, x)  # the error -x_t
+    loss, slope = _focal_terms(v, gamma)
+
+    if PER_CLASS:
+        alpha = tl.load(alphas + cls).to(tl.float32)
+        weight = tl.where(is_foreground, alpha, 1.0 - alpha)
+    else:
+        weight = tl.where(is_foreground, foreground_weight, background_weight)
+    loss = tl.where(is_known, weight * loss, 0.0)
+    tl.store(block_losses + tl.program_id(0), tl.sum(loss, axis=0))
+    if WITH_GRAD:
+        slope = tl.where(is_foreground, -slope, slope) * weight * grad_scale
+        tl.store(grad + start + entry, tl.where(is_known, slope, 0.0), mask=in_bounds)
+
+
+@triton.jit
+def _focal_terms(v, gamma):
+    """As :class:`retinanet_plugin.losses.terms.FocalTerms`, of float32 errors of any size."""
+    exp = tl.exp(-tl.abs(v))  # of no positive number: cannot overflow
+    larger = 1.0 / (1.0 + exp)
+    smaller = exp * larger
+    q = tl.where(v >= 0, larger, smaller)  # 1 - p_t
+    p_t = tl.where(v >= 0, smaller, larger)
+    # log(1 + exp) as the series of 2 artanh(s), s <= 1/3; a GPU's fast logarithm near 1 would
+    # lose the small losses.
+    s = exp / (2.0 + exp)
+    s2 = s * s
+    series = 1.0 / 9 + s2 * (1.0 / 11 + s2 * (1.0 / 13 + s2 * (1.0 / 15)))
+    series = 1.0 + s2 * (1.0 / 3 + s2 * (1.0 / 5 + s2 * (1.0 / 7 + s2 * series)))
+    log1p_exp = 2.0 * s * series
+
+    focus = q * q
+    if gamma == 0:
+        focus = tl.full(q.shape, 1.0, tl.float32)
+    elif gamma != 2:
+        focus = tl.exp(gamma * (tl.minimum(v, 0.0) - log1p_exp))  # of gamma log(q)
+    loss = focus * (tl.maximum(v, 0.0) + log1p_exp)
+    return loss, gamma * p_t * loss + q * focus
