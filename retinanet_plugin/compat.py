@@ -1,17 +1,17 @@
 """Every place where Detectron2 0.5, 0.6 and main differ for this package."""
 import inspect
 
-import torchvision
+import torch
 from detectron2 import layers
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import ImageList
 from detectron2.utils import events
 from torch import nn
 
-from .errors import UserError
-
 # move_device_like came soon after 0.6.
 _SORTS_SCORES = not hasattr(layers, "move_device_like")
+# Iterations between two writings of the log by Detectron2's DefaultTrainer.
+_LOG_PERIOD = 20
 
 
 def batch_images(images, backbone):
@@ -52,12 +52,18 @@ def best_scores(scores, most):
 
 
 def put_scalar(name, value):
-    """Log a scalar where a trainer is listening; ``has_event_storage`` is missing before main."""
+    """Log a scalar where a trainer is listening; ``has_event_storage`` is missing before main.
+
+    A tensor on a GPU, which has to be waited for, is logged only in the iterations after which
+    Detectron2's trainer writes its log.
+    """
     try:
         storage = events.get_event_storage()
     except AssertionError:
         return
-    storage.put_scalar(name, value)
+    waits = isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    if not waits or (storage.iter + 1) % _LOG_PERIOD == 0:
+        storage.put_scalar(name, float(value))
 
 
 def coco_evaluator(dataset_name, output_dir, detections_per_image):
@@ -71,23 +77,6 @@ def coco_evaluator(dataset_name, output_dir, detections_per_image):
     if detections_per_image > 100 and knows_limit:
         options["max_dets_per_image"] = detections_per_image
     return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir, **options)
-
-
-def box_iou_loss(name):
-    """The loss "diou" or "ciou": Detectron2's, which 0.5 lacks; there torchvision's, the same.
-
-    Returns:
-        callable: ``loss(boxes (F, 4), gt_boxes (F, 4), reduction="sum")``, a scalar.
-    """
-    if hasattr(layers, f"{name}_loss"):
-        return getattr(layers, f"{name}_loss")
-    in_torchvision = {"diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}[name]
-    if not hasattr(torchvision.ops, in_torchvision):
-        raise UserError(
-            f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE is {name}, which needs Detectron2 0.6 or "
-            "torchvision 0.13: update one of them, or choose giou"
-        )
-    return getattr(torchvision.ops, in_torchvision)
 
 
 def _is_compiled():

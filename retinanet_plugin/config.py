@@ -31,7 +31,7 @@ def add_retinanet_config(cfg):
     retinanet.OHEM_ONE_TO_THREE = False
     # lambda, the weight of the box loss next to the classification loss.
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
-    # About the MiB that a matcher may take next to its results.
+    # About the MiB that a matcher may take next to its results (IoUMatcher on a GPU: per image).
     retinanet.MATCHER_MEMORY_MB = 16.0
     # IoUMatcher: a box that overlaps no anchor makes none foreground (stock: every one).
     retinanet.MATCHER_SKIP_UNREACHED_BOXES = False
@@ -39,6 +39,8 @@ def add_retinanet_config(cfg):
     retinanet.MATCHER_LOW_QUALITY_TO_CAUSE = False
     # ATSSMatcher: k, the locations nearest to a box's centre, on each level, that are candidates.
     retinanet.ATSS_TOPK = 9
+    # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).
+    retinanet.CUDA_GRAPH = False
 
     # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
     cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"

@@ -8,16 +8,16 @@ from detectron2.modeling import (
     detector_postprocess,
 )
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from .compat import batch_images, put_scalar
+from .cuda_graph import build_cuda_graphs
 from .errors import UserError, registered
 from .head import RETINANET_HEAD_REGISTRY
 from .inference import RetinaNetInference
-from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
-from .matching import MATCHER_REGISTRY
+from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
+from .matching import MATCHER_REGISTRY, padded_truth
 
 
 @META_ARCH_REGISTRY.register()
@@ -32,7 +32,7 @@ class ModularRetinaNet(nn.Module):
     @configurable
     def __init__(self, *, backbone, anchor_generator, head, matcher, cls_loss, box_loss, inference,
                  num_classes, in_features, box_loss_weight, pixel_mean, pixel_std, vis_period=0,
-                 input_format="BGR"):
+                 input_format="BGR", cuda_graphs=None):
         """
         Args:
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
@@ -49,6 +49,7 @@ class ModularRetinaNet(nn.Module):
             vis_period (int): iterations between pictures of truth and detections in the event
                 storage; 0: none.
             input_format (str): of the images' channels, for those pictures.
+            cuda_graphs (CudaGraphs or None): replays of training steps, see ``cuda_graph.py``.
         """
         super().__init__()
         self.backbone = backbone
@@ -63,6 +64,7 @@ class ModularRetinaNet(nn.Module):
         self.box_loss_weight = box_loss_weight
         self.vis_period = vis_period
         self.input_format = input_format
+        self.cuda_graphs = cuda_graphs
         # Constants of the config, not weights: not saved, as in Detectron2.
         mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
@@ -79,13 +81,16 @@ class ModularRetinaNet(nn.Module):
         input_shape = _feature_shapes(cfg, backbone)
         anchor_generator = build_anchor_generator(cfg, input_shape)
         head = _part(cfg, RETINANET_HEAD_REGISTRY, "HEAD_NAME")
+        training_parts = {
+            "matcher": _part(cfg, MATCHER_REGISTRY, "MATCHER_NAME")(cfg),
+            "cls_loss": _part(cfg, CLS_LOSS_REGISTRY, "CLS_LOSS_NAME")(cfg),
+            "box_loss": _part(cfg, BOX_LOSS_REGISTRY, "BBOX_REG_LOSS_TYPE")(cfg),
+        }
         return {
             "backbone": backbone,
             "anchor_generator": anchor_generator,
             "head": head(cfg, input_shape, _num_cell_anchors(anchor_generator)),
-            "matcher": _part(cfg, MATCHER_REGISTRY, "MATCHER_NAME")(cfg),
-            "cls_loss": _part(cfg, CLS_LOSS_REGISTRY, "CLS_LOSS_NAME")(cfg),
-            "box_loss": _part(cfg, BOX_LOSS_REGISTRY, "BBOX_REG_LOSS_TYPE")(cfg),
+            **training_parts,
             "inference": RetinaNetInference(cfg),
             "num_classes": retinanet.NUM_CLASSES,
             "in_features": retinanet.IN_FEATURES,
@@ -94,6 +99,7 @@ class ModularRetinaNet(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
+            "cuda_graphs": build_cuda_graphs(cfg, training_parts.values()),
         }
 
     @property
@@ -113,11 +119,16 @@ class ModularRetinaNet(nn.Module):
             ``width``), ``scores`` and ``pred_classes``.
         """
         images = self.preprocess_image(batched_inputs)
-        anchors, pred_logits, pred_anchor_deltas = self.predict(images.tensor)
         if self.training:
             gt_instances = [self._ground_truth(x) for x in batched_inputs]
+            draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
+            if self.cuda_graphs is not None and not draws:
+                truth = padded_truth(gt_instances)
+                return self._logged(*self.cuda_graphs(self, images.tensor, *truth))
+        anchors, pred_logits, pred_anchor_deltas = self.predict(images.tensor)
+        if self.training:
             gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
-            if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            if draws:
                 with torch.no_grad():
                     detections = self.inference(
                         anchors, pred_logits, pred_anchor_deltas, images.image_sizes
@@ -139,11 +150,13 @@ class ModularRetinaNet(nn.Module):
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return batch_images(images, self.backbone)
 
-    def predict(self, images):
+    def predict(self, images, anchors=None):
         """Anchors and what the head says of them.
 
         Args:
             images (Tensor): (N, 3, H, W), normalised and padded, of :meth:`preprocess_image`.
+            anchors (list[Boxes] or None): those of an earlier call with images of this size, to
+                be used again.
 
         Returns:
             tuple: of each level, anchors (Boxes, Hi*Wi*A), class logits (N, Hi, Wi, A, K) and
@@ -151,7 +164,7 @@ class ModularRetinaNet(nn.Module):
         """
         features = self.backbone(images)
         features = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(features)
+        anchors = anchors or self.anchor_generator(features)
         pred_logits, pred_anchor_deltas = self.head(features)
         return (
             anchors,
@@ -184,36 +197,53 @@ class ModularRetinaNet(nn.Module):
         Returns:
             dict[str, Tensor]: ``loss_cls`` and ``loss_box_reg``, float32 scalars.
         """
+        masked = gt_labels.device.type != "cpu"
+        return self._logged(
+            *self.scaled_losses(
+                anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes, masked
+            )
+        )
+
+    def scaled_losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes,
+                      masked):
+        """:meth:`losses`, which says what the arguments are, in tensors alone.
+
+        ``masked`` (bool) is whether the box loss runs on all anchors, so that shapes are fixed
+        and nothing waits for a GPU, or on the foreground ones.
+
+        Returns:
+            tuple[Tensor, Tensor, Tensor]: loss_cls, loss_box_reg and the foreground anchors of an
+            image on average; float32 scalars.
+        """
         labels_of_levels = gt_labels.split([len(boxes) for boxes in anchors], dim=1)
         labels_of_levels = [
             labels.reshape(logits.shape[:-1])
             for labels, logits in zip(labels_of_levels, pred_logits)
         ]
         loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
-
         foreground = (gt_labels >= 0) & (gt_labels < self.num_classes)
-        image, anchor = foreground.nonzero(as_tuple=True)
-        deltas = torch.cat([level.flatten(1, 3) for level in pred_anchor_deltas], dim=1)
-        loss_box_reg = self.box_loss(
-            deltas[image, anchor].float(),
-            Boxes.cat(anchors).tensor[anchor],
-            matched_gt_boxes[image, anchor],
+        loss_box_reg = foreground_box_loss(
+            self.box_loss, foreground, pred_anchor_deltas, anchors, matched_gt_boxes, masked
+        )
+        num_foreground = foreground.sum()
+        normalizer = self._update_loss_normalizer(num_foreground)
+        return (
+            loss_cls / normalizer,
+            loss_box_reg * self.box_loss_weight / normalizer,
+            num_foreground / len(gt_labels),
         )
 
-        put_scalar("num_pos_anchors", len(anchor) / len(gt_labels))
-        normalizer = self._update_loss_normalizer(len(anchor))
-        return {
-            "loss_cls": loss_cls / normalizer,
-            "loss_box_reg": loss_box_reg * self.box_loss_weight / normalizer,
-        }
+    def _logged(self, loss_cls, loss_box_reg, num_pos_anchors):
+        put_scalar("num_pos_anchors", num_pos_anchors)
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
 
     def _update_loss_normalizer(self, num_foreground):
-        """Take ``num_foreground`` into the average in training; return a copy of the average.
+        """Take ``num_foreground`` () into the average in training; return a copy of the average.
 
         A copy, because autograd keeps it while a later forward changes the buffer.
         """
         if self.training:
-            self.loss_normalizer.mul_(0.9).add_(0.1 * max(num_foreground, 1))
+            self.loss_normalizer.lerp_(num_foreground.clamp(min=1).to(self.loss_normalizer), 0.1)
         return self.loss_normalizer.clone()
 
     def _ground_truth(self, inputs):

@@ -9,12 +9,28 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from retinanet_plugin import MATCHER_REGISTRY, UserError, add_retinanet_config
+from retinanet_plugin.matching import padded_truth
 from retinanet_plugin.matching.blocks import PAIR_BYTES, iou_of
+from retinanet_plugin.matching.dense import DENSE_PAIR_BYTES, dense_search
 
 K = 7
 STRIDES = (8, 16, 32, 64)
 SIZES = [[s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)] for s in (32, 64, 128, 256)]
 ONE_SIZE = [[8 * stride] for stride in STRIDES]
+
+
+class BothForms:
+    """An IoUMatcher, also called as on a GPU, which must give the same to the last bit."""
+
+    def __init__(self, matcher):
+        self.matcher = matcher
+
+    def __call__(self, anchors, images):
+        found = self.matcher(anchors, images)
+        padded = self.matcher.match_padded(anchors, *padded_truth(images))
+        for ours, theirs in zip(found, padded):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=0, equal_nan=True)
+        return found
 
 
 def make_matcher(name="IoUMatcher", **keys):
@@ -23,7 +39,8 @@ def make_matcher(name="IoUMatcher", **keys):
     cfg.MODEL.RETINANET.NUM_CLASSES = K
     for key, value in keys.items():
         cfg.MODEL.RETINANET[key] = value
-    return MATCHER_REGISTRY.get(name)(cfg)
+    matcher = MATCHER_REGISTRY.get(name)(cfg)
+    return BothForms(matcher) if name == "IoUMatcher" else matcher
 
 
 def grid_anchors(height=160, width=224, sizes=SIZES, ratios=(0.5, 1.0, 2.0), offset=0.0):
@@ -260,6 +277,62 @@ def test_corrections_change_nothing_else():
     assert weak.sum() > 20
     assert torch.equal(gt_labels[0], expected)
     assert torch.equal(matched[0, foreground], gt.gt_boxes.tensor[box[foreground]])
+
+
+@pytest.mark.parametrize("skip_unreached", [False, True])
+@pytest.mark.parametrize("to_cause", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_both_forms_give_the_same_with_any_corrections(skip_unreached, to_cause, seed):
+    """BothForms compares, on hostile boxes among random ones and in any order."""
+    matcher = make_matcher(
+        MATCHER_SKIP_UNREACHED_BOXES=skip_unreached, MATCHER_LOW_QUALITY_TO_CAUSE=to_cause,
+        MATCHER_MEMORY_MB=0.5, IOU_LABELS=[[0, -1, 1], [-1, 0, 1], [1, -1, 0]][seed],
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    hostile = torch.tensor([box for boxes in HOSTILE.values() for box in boxes])
+    boxes = torch.cat([random_boxes(40, seed=seed), hostile])
+    boxes = boxes[torch.randperm(len(boxes), generator=generator)]
+    matcher(grid_anchors(), [instances(boxes[:70]), instances([]), instances(boxes[70:75])])
+
+
+# ------------------------------------------------------------------ IoUMatcher, padded
+
+
+def test_truth_is_padded_to_a_power_of_two():
+    three, ten = instances(random_boxes(3, seed=1)), instances(random_boxes(10, seed=2))
+    boxes, classes = padded_truth([three, instances([]), ten])
+    assert boxes.shape == (3, 16, 4)
+    assert classes.shape == (3, 16)
+    assert torch.equal(boxes[0, :3], three.gt_boxes.tensor)
+    assert classes[2].tolist() == ten.gt_classes.tolist() + [-1] * 6
+    assert not boxes[1].any()
+    assert (classes[1] == -1).all()
+    assert padded_truth([three])[0].shape == (1, 8, 4)
+    assert padded_truth([instances([])])[0].shape == (1, 8, 4)
+    assert padded_truth([instances(random_boxes(64, seed=3))])[0].shape == (1, 64, 4)
+
+
+def test_padding_is_no_box_at_the_origin():
+    anchors = [Boxes(torch.tensor([[-5.0, -5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]]))]
+    gt_labels, _ = make_matcher()(anchors, [instances([[-5.0, -5.0, 5.0, 4.0]], [3])])
+    assert gt_labels.tolist() == [[3, K]]
+
+
+def test_dense_search_keeps_its_memory(monkeypatch):
+    sizes = []
+
+    def recorded(boxes, others):
+        result = iou_of(boxes, others)
+        sizes.append(result.numel())
+        return result
+
+    monkeypatch.setattr("retinanet_plugin.matching.dense.iou_of", recorded)
+    anchors = Boxes.cat(grid_anchors()).tensor
+    boxes = random_boxes(128, seed=1).view(2, 64, 4)
+    dense_search(anchors, boxes, torch.ones(2, 64, dtype=torch.bool), max_bytes=2**20)
+    assert sum(sizes) == 128 * len(anchors)
+    assert len(sizes) > 5
+    assert max(sizes) * DENSE_PAIR_BYTES <= 2 * 2**20  # of two images
 
 
 # ------------------------------------------------------------------ ATSSMatcher

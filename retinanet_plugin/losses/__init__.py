@@ -8,6 +8,7 @@ from .classification import (
 )
 from .dense import dense_sigmoid_loss
 from .focal import FocalLoss, FocalStarLoss, sigmoid_focal_loss
+from .foreground import foreground_box_loss
 from .ohem import OHEMLoss
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "SigmoidLoss",
     "SmoothL1BoxLoss",
     "dense_sigmoid_loss",
+    "foreground_box_loss",
     "sigmoid_focal_loss",
 ]

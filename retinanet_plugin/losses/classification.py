@@ -26,6 +26,9 @@ class SigmoidLoss(nn.Module):
     ``from_config``, as in :class:`retinanet_plugin.losses.FocalLoss`.
     """
 
+    # A CUDA graph can hold it: no operation waits for values or has a shape that depends on them.
+    static = True
+
     @configurable
     def __init__(self, *, alpha=-1.0):
         """

@@ -29,6 +29,8 @@ class OHEMLoss(CrossEntropyLoss):
     half a minute on a CPU core.
     """
 
+    static = False
+
     @configurable
     def __init__(self, *, batch_size_per_image, nms_thresh, one_to_three=False):
         """

@@ -7,7 +7,8 @@ from torch import nn
 
 from ..errors import UserError
 from .blocks import AnchorBlocks
-from .targets import BestBoxes, GroundTruth
+from .dense import dense_search
+from .targets import BestBoxes, GroundTruth, padded_truth
 
 MATCHER_REGISTRY = Registry("RETINANET_MATCHER")
 MATCHER_REGISTRY.__doc__ = """
@@ -27,7 +28,13 @@ class IoUMatcher(nn.Module):
     (a "low-quality match"; Ren et al., arXiv 1506.01497, section 3.1.2, case i), and regresses to
     the box that it overlaps most itself. Labels, and the boxes of foreground anchors, are those
     of Detectron2's ``Matcher`` bit for bit. Two switches correct what is doubtful in it.
+
+    On a CPU only the IoUs that matter are computed; on other devices all of them are, in fixed
+    shapes, so that nothing waits for the device. Results are the same.
     """
+
+    # A CUDA graph can hold match_padded.
+    static = True
 
     @configurable
     def __init__(self, *, num_classes, iou_thresholds, iou_labels, skip_unreached_boxes=False,
@@ -43,7 +50,8 @@ class IoUMatcher(nn.Module):
             low_quality_to_cause (bool): an anchor that is foreground only as a low-quality match
                 takes class and box from the box that it is the best anchor of; from several,
                 from that of the highest IoU with it, the first of equal ones.
-            memory_mb (float): about the MiB of temporaries to work in, next to the results.
+            memory_mb (float): about the MiB of temporaries to work in, next to the results; on a
+                GPU, for each image.
 
         Raises:
             UserError: thresholds, labels or memory make no sense.
@@ -85,6 +93,8 @@ class IoUMatcher(nn.Module):
             tuple[Tensor, Tensor]: labels (N, R), int64: -1 ignored, 0..K-1 a class, K background;
             and matched boxes (N, R, 4), absolute pixels, zeros where an anchor is not foreground.
         """
+        if anchors[0].device.type != "cpu":
+            return self.match_padded(anchors, *padded_truth(gt_instances))
         truth, num_anchors = GroundTruth(gt_instances), sum(len(boxes) for boxes in anchors)
         gt_labels, matched_gt_boxes = truth.no_targets(num_anchors, self.num_classes)
         if len(truth.boxes) == 0 or num_anchors == 0:
@@ -105,6 +115,37 @@ class IoUMatcher(nn.Module):
         gt_labels.masked_fill_(bands == -1, -1)
         matched_gt_boxes.view(-1, 4)[foreground] = truth.boxes[box]
         return gt_labels, matched_gt_boxes
+
+    @torch.no_grad()
+    def match_padded(self, anchors, gt_boxes, gt_classes):
+        """:meth:`forward` in shapes that depend on no values.
+
+        Args:
+            anchors (list[Boxes]): as in :meth:`forward`.
+            gt_boxes, gt_classes (Tensor): (N, M, 4) and (N, M), as
+                :func:`retinanet_plugin.matching.padded_truth` makes them; M > 0.
+
+        Returns:
+            tuple[Tensor, Tensor]: as :meth:`forward` does.
+        """
+        is_box = gt_classes >= 0
+        best, cause = dense_search(
+            Boxes.cat(anchors).tensor, gt_boxes, is_box, int(self.memory_mb * 2**20)
+        )
+        bands = torch.full_like(best.box, self.iou_labels[0], dtype=torch.int8)
+        for threshold, label in zip(self.iou_thresholds, self.iou_labels[1:]):
+            bands.masked_fill_(best.value >= threshold, label)
+        low_quality = cause.value > 0 if self.skip_unreached_boxes else cause.value >= 0
+        weak = low_quality & (bands != 1)
+        bands.masked_fill_(weak, 1)
+        bands.masked_fill_(~is_box.any(1, keepdim=True), 0)  # whatever the lowest band's label
+
+        box = torch.where(weak, cause.box, best.box) if self.low_quality_to_cause else best.box
+        foreground = bands == 1
+        gt_labels = gt_classes.gather(1, box).masked_fill_(~foreground, self.num_classes)
+        gt_labels.masked_fill_(bands == -1, -1)
+        box, background = box.unsqueeze(2).expand(-1, -1, 4), ~foreground.unsqueeze(2)
+        return gt_labels, gt_boxes.gather(1, box).masked_fill_(background, 0)
 
     def _search(self, anchors, truth, best, cause):
         """The best IoU (M,) of each box; fills ``best`` and ``cause``.

@@ -1,6 +1,30 @@
 """What every matcher shares: ground truth in one piece, the best box of an anchor, its targets."""
 import torch
 
+# Fewest boxes that ground truth is padded to.
+LEAST_BOXES = 8
+
+
+def padded_truth(gt_instances):
+    """Ground truth of a batch in one shape; few shapes are possible, so that few CUDA graphs are.
+
+    Args:
+        gt_instances (list[Instances]): N images with ``gt_boxes`` and ``gt_classes``.
+
+    Returns:
+        tuple[Tensor, Tensor]: boxes (N, M, 4), absolute pixels, zeros in the padding; and classes
+        (N, M), int64, -1 in the padding. M is a power of two: the smallest that holds the boxes of
+        every image, or 8.
+    """
+    most = max(LEAST_BOXES, *(len(instances) for instances in gt_instances))
+    shape = len(gt_instances), 1 << (most - 1).bit_length()
+    boxes = gt_instances[0].gt_boxes.tensor.new_zeros(*shape, 4)
+    classes = gt_instances[0].gt_classes.new_full(shape, -1)
+    for image, instances in enumerate(gt_instances):
+        boxes[image, : len(instances)] = instances.gt_boxes.tensor
+        classes[image, : len(instances)] = instances.gt_classes
+    return boxes, classes
+
 
 class GroundTruth:
     """The M boxes of all N images in one piece, so that a batch is matched as one image is.
