@@ -116,7 +116,7 @@ def _triton_focal(device, dtype):
     That is tried on one entry: Triton may be missing or too old, or lack the C compiler that it
     builds its launcher with. It does not support GPUs below compute capability 7.
     """
-    if torch.cuda.get_device_capability(device) < (7, 0):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (7, 0):
         return None
     try:
         from . import triton_focal
