@@ -39,6 +39,13 @@ def add_retinanet_config(cfg):
     retinanet.MATCHER_LOW_QUALITY_TO_CAUSE = False
     # ATSSMatcher: k, the locations nearest to a box's centre, on each level, that are candidates.
     retinanet.ATSS_TOPK = 9
+    # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
+    # inference; weights, losses, matching and decoding stay float32.
+    retinanet.BFLOAT16 = False
+    # Images, features and weights in torch.channels_last; results differ by rounding alone.
+    retinanet.CHANNELS_LAST = False
+    # Backbone and head go through torch.compile (PyTorch 2.0); results differ by rounding alone.
+    retinanet.COMPILE = False
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).
     retinanet.CUDA_GRAPH = False
 
@@ -79,8 +86,8 @@ def check_config(cfg):
     """Refuse a config that would train something other than what was meant.
 
     Raises:
-        UserError: the config is Detectron2's default, a two-stage model, or a key of two-stage
-            models was set where RetinaNet's was meant.
+        UserError: the config is Detectron2's default, a two-stage model, a key of two-stage
+            models was set where RetinaNet's was meant, or two precisions are asked for.
     """
     default = get_cfg()
     if cfg.MODEL.META_ARCHITECTURE == default.MODEL.META_ARCHITECTURE:
@@ -95,6 +102,11 @@ def check_config(cfg):
                 f"MODEL.ROI_HEADS.{key} is set to {value} but RetinaNet does not read it: set "
                 f"MODEL.RETINANET.{key} (now {cfg.MODEL.RETINANET[key]}) instead"
             )
+    if cfg.MODEL.RETINANET.BFLOAT16 and cfg.SOLVER.AMP.ENABLED:
+        raise UserError(
+            "MODEL.RETINANET.BFLOAT16 asks for bfloat16 and SOLVER.AMP.ENABLED for float16 with "
+            "loss scaling: set one of them to False"
+        )
 
 
 def _check_opts(opts):

@@ -14,6 +14,7 @@ from torch import nn
 from .compat import batch_images, put_scalar
 from .cuda_graph import build_cuda_graphs
 from .errors import UserError, registered
+from .execution import Execution
 from .head import RETINANET_HEAD_REGISTRY
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
@@ -32,7 +33,7 @@ class ModularRetinaNet(nn.Module):
     @configurable
     def __init__(self, *, backbone, anchor_generator, head, matcher, cls_loss, box_loss, inference,
                  num_classes, in_features, box_loss_weight, pixel_mean, pixel_std, vis_period=0,
-                 input_format="BGR", cuda_graphs=None):
+                 input_format="BGR", execution=None, cuda_graphs=None):
         """
         Args:
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
@@ -49,6 +50,8 @@ class ModularRetinaNet(nn.Module):
             vis_period (int): iterations between pictures of truth and detections in the event
                 storage; 0: none.
             input_format (str): of the images' channels, for those pictures.
+            execution (nn.Module): see :class:`retinanet_plugin.execution.Execution`; None: in
+                float32, neither channels last nor compiled.
             cuda_graphs (CudaGraphs or None): replays of training steps, see ``cuda_graph.py``.
         """
         super().__init__()
@@ -59,6 +62,7 @@ class ModularRetinaNet(nn.Module):
         self.cls_loss = cls_loss
         self.box_loss = box_loss
         self.inference = inference
+        self.execution = execution or Execution()
         self.num_classes = num_classes
         self.in_features = in_features
         self.box_loss_weight = box_loss_weight
@@ -73,6 +77,7 @@ class ModularRetinaNet(nn.Module):
         # run scales its losses as the interrupted one did (of several processes, all go on from
         # the first one's). 100 is stock's start.
         self.register_buffer("loss_normalizer", torch.tensor(100.0))
+        self.execution.lay_out_weights(self)
 
     @classmethod
     def from_config(cls, cfg):
@@ -92,6 +97,7 @@ class ModularRetinaNet(nn.Module):
             "head": head(cfg, input_shape, _num_cell_anchors(anchor_generator)),
             **training_parts,
             "inference": RetinaNetInference(cfg),
+            "execution": Execution(cfg),
             "num_classes": retinanet.NUM_CLASSES,
             "in_features": retinanet.IN_FEATURES,
             "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
@@ -162,10 +168,10 @@ class ModularRetinaNet(nn.Module):
             tuple: of each level, anchors (Boxes, Hi*Wi*A), class logits (N, Hi, Wi, A, K) and
             box deltas (N, Hi, Wi, A, 4); three lists.
         """
-        features = self.backbone(images)
-        features = [features[name] for name in self.in_features]
+        features, pred_logits, pred_anchor_deltas = self.execution(
+            self.backbone, self.head, self.in_features, images
+        )
         anchors = anchors or self.anchor_generator(features)
-        pred_logits, pred_anchor_deltas = self.head(features)
         return (
             anchors,
             [_split_anchors(logits, self.num_classes) for logits in pred_logits],

@@ -251,6 +251,7 @@ def test_memory_with_gaps_is_left_to_pytorch():
 
 
 def test_without_triton_a_warning_and_pytorch(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "retinanet_plugin.losses.triton_focal", raising=False)

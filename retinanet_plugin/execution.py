@@ -1,0 +1,104 @@
+"""How backbone and head are run: in bfloat16, channels last, compiled; by default in none of these.
+"""
+import contextlib
+import functools
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+
+from .errors import UserError
+
+
+class Execution(nn.Module):
+    """Runs backbone and head in training and inference; has no weights and renames none.
+
+    ``bfloat16``: convolutions, under :class:`torch.autocast`, read images, features and weights
+    that are rounded to bfloat16 (8 significant bits) and return bfloat16; so do their gradients.
+    Weights and their gradients are kept in float32, and what follows the head computes in float32.
+    Unlike float16, bfloat16 has the range of float32: no loss scaling is needed.
+
+    ``channels_last``: images, features and weights of convolutions lie in memory as (N, H, W, C).
+    Other kernels then add the same numbers in another order: results differ by rounding alone.
+    The head's outputs become views (N, Hi, Wi, A, K) in one piece.
+
+    ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
+    that are not stored are not rounded either, so that results differ by rounding alone. Image
+    sizes are variables of the compiled code.
+    """
+
+    @configurable
+    def __init__(self, *, bfloat16=False, channels_last=False, compiled=False):
+        """
+        Args:
+            bfloat16, channels_last, compiled (bool): see the class.
+
+        Raises:
+            UserError: ``compiled``, but this PyTorch has no compiler.
+        """
+        super().__init__()
+        if compiled and not hasattr(torch, "compile"):
+            raise UserError(
+                "MODEL.RETINANET.COMPILE is True, which needs torch.compile of PyTorch 2.0 or "
+                f"newer, and this is {torch.__version__}: update it, or set the key to False"
+            )
+        self.bfloat16 = bfloat16
+        self.channels_last = channels_last
+        self.compiled = compiled
+
+    @classmethod
+    def from_config(cls, cfg):
+        retinanet = cfg.MODEL.RETINANET
+        return {
+            "bfloat16": retinanet.BFLOAT16,
+            "channels_last": retinanet.CHANNELS_LAST,
+            "compiled": retinanet.COMPILE,
+        }
+
+    def extra_repr(self):
+        return (
+            f"bfloat16={self.bfloat16}, channels_last={self.channels_last}, "
+            f"compiled={self.compiled}"
+        )
+
+    def lay_out_weights(self, model):
+        """Bring the weights of ``model`` into the layout that they are used in."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def forward(self, backbone, head, in_features, images):
+        """
+        Args:
+            backbone (Backbone): images to a dict of features (N, C, Hi, Wi).
+            head (nn.Module): see :class:`retinanet_plugin.head.RetinaNetHead`.
+            in_features (list[str]): names of the L features that the head reads.
+            images (Tensor): (N, 3, H, W).
+
+        Returns:
+            tuple[list[Tensor], list[Tensor], list[Tensor]]: L features (N, C, Hi, Wi) and the
+            head's outputs, class logits (N, A*K, Hi, Wi) and box deltas (N, A*4, Hi, Wi).
+        """
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        run = _compiled_network() if self.compiled else _network
+        with self._precision(images.device.type):
+            return run(backbone, head, in_features, images)
+
+    def _precision(self, device_type):
+        # Not autocast(enabled=False), which would end the autocast of a caller.
+        if self.bfloat16:
+            return torch.autocast(device_type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def _network(backbone, head, in_features, images):
+    features = backbone(images)
+    features = [features[name] for name in in_features]
+    return (features, *head(features))
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled_network():
+    # A function and not a module, and not kept by a model: parameters keep their names, and a
+    # model can be copied and pickled. With dynamic=True one graph serves many sizes of images.
+    return torch.compile(_network, dynamic=True)
