@@ -24,7 +24,8 @@ class Execution(nn.Module):
 
     ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
     that are not stored are not rounded either, so that results differ by rounding alone. Image
-    sizes are variables of the compiled code.
+    sizes are variables of the compiled code. Of several processes, gradients are exchanged after
+    the backward pass and not during it.
     """
 
     @configurable
@@ -101,4 +102,6 @@ def _network(backbone, head, in_features, images):
 def _compiled_network():
     # A function and not a module, and not kept by a model: parameters keep their names, and a
     # model can be copied and pickled. With dynamic=True one graph serves many sizes of images.
-    return torch.compile(_network, dynamic=True)
+    compiled = torch.compile(_network, dynamic=True)
+    # Cut up for DistributedDataParallel, the graph of an FPN would be compiled for each height.
+    return torch._dynamo.config.patch(optimize_ddp=False)(compiled)

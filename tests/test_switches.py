@@ -10,6 +10,8 @@ import torch
 from conftest import make_batch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch.distributed import HashStore
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet_plugin import UserError, execution
@@ -189,6 +191,18 @@ def test_ten_image_sizes_take_two_graphs_at_most(small_cfg, graphs):
             for size in SIZES:
                 model.train(training).predict(torch.rand(num_images, 3, *size))
         assert 1 <= len(graphs) - before <= 2
+
+
+def test_distributed_training_compiles_one_graph_for_two_heights(small_cfg, graphs):
+    model = build_model(switched(small_cfg, "COMPILE"))
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        distributed = DistributedDataParallel(model, broadcast_buffers=False)
+        for size in SIZES[1:3]:
+            sum(distributed(make_batch(5, sizes=(size, size))).values()).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(graphs) == 1
 
 
 def test_compiled_models_can_be_copied_pickled_and_moved(small_cfg, graphs):
