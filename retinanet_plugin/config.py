@@ -44,6 +44,12 @@ def add_retinanet_config(cfg):
     retinanet.BFLOAT16 = False
     # Images, features and weights in torch.channels_last; results differ by rounding alone.
     retinanet.CHANNELS_LAST = False
+    # Frozen batch norms are folded into the weights of their convolutions, in every forward;
+    # results differ by rounding alone.
+    retinanet.FOLD_FROZEN_BN = False
+    # Large 3x3 convolutions in float32 on a CPU take Winograd's algorithm; results differ by
+    # rounding alone.
+    retinanet.WINOGRAD = False
     # Backbone and head go through torch.compile (PyTorch 2.0); results differ by rounding alone.
     retinanet.COMPILE = False
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).

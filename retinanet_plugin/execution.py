@@ -1,13 +1,14 @@
-"""How backbone and head are run: in bfloat16, channels last, compiled; by default in none of these.
-"""
-import contextlib
+"""How backbone and head are run: precision, memory layout, algorithms, compilation."""
 import functools
+from contextlib import nullcontext as _nothing
 
 import torch
 from detectron2.config import configurable
 from torch import nn
 
 from .errors import UserError
+from .frozen_bn import fold_frozen_batch_norm
+from .winograd import WinogradConvolutions
 
 
 class Execution(nn.Module):
@@ -22,6 +23,13 @@ class Execution(nn.Module):
     Other kernels then add the same numbers in another order: results differ by rounding alone.
     The head's outputs become views (N, Hi, Wi, A, K) in one piece.
 
+    ``fold_frozen_bn``: convolutions take their frozen batch norm in, see
+    :class:`retinanet_plugin.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
+
+    ``winograd``: large 3x3 convolutions in float32 on a CPU take a quarter of the multiplications,
+    see :func:`retinanet_plugin.winograd.winograd_conv2d`; compiled code does not. Results differ by
+    rounding alone, which is about twice that of other convolutions.
+
     ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
     that are not stored are not rounded either, so that results differ by rounding alone. Image
     sizes are variables of the compiled code. Of several processes, gradients are exchanged after
@@ -29,10 +37,11 @@ class Execution(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, bfloat16=False, channels_last=False, compiled=False):
+    def __init__(self, *, bfloat16=False, channels_last=False, fold_frozen_bn=False,
+                 winograd=False, compiled=False):
         """
         Args:
-            bfloat16, channels_last, compiled (bool): see the class.
+            bfloat16, channels_last, fold_frozen_bn, winograd, compiled (bool): see the class.
 
         Raises:
             UserError: ``compiled``, but this PyTorch has no compiler.
@@ -45,6 +54,8 @@ class Execution(nn.Module):
             )
         self.bfloat16 = bfloat16
         self.channels_last = channels_last
+        self.fold_frozen_bn = fold_frozen_bn
+        self.winograd = winograd
         self.compiled = compiled
 
     @classmethod
@@ -53,17 +64,22 @@ class Execution(nn.Module):
         return {
             "bfloat16": retinanet.BFLOAT16,
             "channels_last": retinanet.CHANNELS_LAST,
+            "fold_frozen_bn": retinanet.FOLD_FROZEN_BN,
+            "winograd": retinanet.WINOGRAD,
             "compiled": retinanet.COMPILE,
         }
 
     def extra_repr(self):
         return (
             f"bfloat16={self.bfloat16}, channels_last={self.channels_last}, "
+            f"fold_frozen_bn={self.fold_frozen_bn}, winograd={self.winograd}, "
             f"compiled={self.compiled}"
         )
 
-    def lay_out_weights(self, model):
-        """Bring the weights of ``model`` into the layout that they are used in."""
+    def prepare(self, model):
+        """Lay the weights of ``model`` out as they are used, and fold its frozen batch norms."""
+        if self.fold_frozen_bn:
+            fold_frozen_batch_norm(model.backbone)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -82,14 +98,17 @@ class Execution(nn.Module):
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         run = _compiled_network() if self.compiled else _network
-        with self._precision(images.device.type):
+        with self._precision(images.device.type), self._algorithm():
             return run(backbone, head, in_features, images)
 
     def _precision(self, device_type):
         # Not autocast(enabled=False), which would end the autocast of a caller.
         if self.bfloat16:
             return torch.autocast(device_type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return _nothing()
+
+    def _algorithm(self):
+        return WinogradConvolutions() if self.winograd and not self.compiled else _nothing()
 
 
 def _network(backbone, head, in_features, images):

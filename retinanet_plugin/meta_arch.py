@@ -77,7 +77,7 @@ class ModularRetinaNet(nn.Module):
         # run scales its losses as the interrupted one did (of several processes, all go on from
         # the first one's). 100 is stock's start.
         self.register_buffer("loss_normalizer", torch.tensor(100.0))
-        self.execution.lay_out_weights(self)
+        self.execution.prepare(self)
 
     @classmethod
     def from_config(cls, cfg):

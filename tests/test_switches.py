@@ -9,15 +9,17 @@ import test_parity
 import torch
 from conftest import make_batch
 from detectron2.engine import DefaultPredictor
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retinanet_plugin import UserError, execution
+from retinanet_plugin import UserError, execution, winograd
 from retinanet_plugin.config import check_config
+from retinanet_plugin.frozen_bn import FoldedConv2d, fold_frozen_batch_norm
 
-SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "COMPILE")
+SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "FOLD_FROZEN_BN", "WINOGRAD", "COMPILE")
 
 
 def switched(cfg, *keys):
@@ -60,8 +62,8 @@ def graphs(monkeypatch):
 def test_switches_are_off_and_leave_the_names_of_weights(small_cfg):
     off, on = build_model(small_cfg), build_model(switched(small_cfg, *SWITCHES))
     assert not any(small_cfg.MODEL.RETINANET[key] for key in SWITCHES)
-    assert off.execution.extra_repr() == "bfloat16=False, channels_last=False, compiled=False"
-    assert on.execution.extra_repr() == "bfloat16=True, channels_last=True, compiled=True"
+    assert "True" not in off.execution.extra_repr()
+    assert "False" not in on.execution.extra_repr()
     off, on = off.state_dict(), on.state_dict()
     assert list(on) == list(off)
     assert {name: x.dtype for name, x in on.items()} == {name: x.dtype for name, x in off.items()}
@@ -90,6 +92,51 @@ def test_channels_last_copies_no_head_output(small_cfg):
     for logits, output in zip(pred_logits, outputs):
         assert logits.is_contiguous()
         assert logits.data_ptr() == output.data_ptr()
+
+
+@pytest.fixture
+def all_winograd(monkeypatch):
+    """Convolutions of the small models, too small to be faster by it, take Winograd's algorithm."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
+
+
+@pytest.mark.parametrize("switch", ["FOLD_FROZEN_BN", "WINOGRAD"])
+@pytest.mark.parametrize("case", ["eighty classes, GIoU", "group norm in the head"])
+def test_other_algorithms_have_stocks_losses_and_gradients(case, switch, small_cfg, all_winograd):
+    # With seed 0, one ReLU of the stem is so near 0 that stock's own gradient there is off by
+    # 0.16 % from that in float64.
+    torch.manual_seed(1)
+    test_parity.test_losses_and_gradients_equal_stock(case, switched(small_cfg, switch))
+
+
+def test_other_algorithms_have_stocks_detections(small_cfg, all_winograd):
+    cfg = switched(small_cfg, "FOLD_FROZEN_BN", "WINOGRAD")
+    test_parity.test_detections_equal_stock("group norm in the head", cfg)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_folded_norm_equals_norm_after_convolution(bias):
+    norm = FrozenBatchNorm2d(6)
+    for buffer in (norm.weight, norm.bias, norm.running_mean):
+        buffer.normal_()
+    norm.running_var.uniform_(0.1, 2)
+    conv = Conv2d(4, 6, 3, bias=bias, stride=2, norm=norm, activation=torch.tanh).double()
+    folded = copy.deepcopy(conv)
+    fold_frozen_batch_norm(folded)
+    assert type(folded) is FoldedConv2d
+    assert folded.state_dict().keys() == conv.state_dict().keys()
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    outputs = [each(x) for each in (folded, conv)]
+    torch.testing.assert_close(*outputs)
+    grads = [torch.autograd.grad(y.sum(), c.weight) for y, c in zip(outputs, (folded, conv))]
+    torch.testing.assert_close(*grads)
+
+
+def test_trained_norms_are_not_folded():
+    conv = Conv2d(4, 6, 3, norm=torch.nn.BatchNorm2d(6))
+    fold_frozen_batch_norm(conv)
+    assert type(conv) is Conv2d
 
 
 def test_bfloat16_is_autocast_of_stocks_backbone_and_head(small_cfg):
