@@ -273,6 +273,7 @@ def test_compiling_without_a_compiler_is_refused(small_cfg, monkeypatch):
 
 
 def test_switches_act_in_detectron2s_predictor(small_cfg, graphs):
+    small_cfg.INPUT.MIN_SIZE_TEST = 64
     predictor = DefaultPredictor(switched(small_cfg, *SWITCHES))
     outputs = []
     predictor.model.execution.register_forward_hook(lambda *args: outputs.append(args[-1]))
