@@ -26,9 +26,10 @@ class Execution(nn.Module):
     ``fold_frozen_bn``: convolutions take their frozen batch norm in, see
     :class:`retinanet_plugin.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
 
-    ``winograd``: large 3x3 convolutions in float32 on a CPU take a quarter of the multiplications,
-    see :func:`retinanet_plugin.winograd.winograd_conv2d`; compiled code does not. Results differ by
-    rounding alone, which is about twice that of other convolutions.
+    ``winograd``: on a CPU in float32, large 3x3 convolutions of inference, and the gradients of
+    those of training, take a quarter of the products, see
+    :class:`retinanet_plugin.winograd.WinogradConvolutions`. Losses stay the same to the last bit;
+    gradients and detections differ by rounding alone. Compiled code does not take it.
 
     ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
     that are not stored are not rounded either, so that results differ by rounding alone. Image
@@ -38,7 +39,7 @@ class Execution(nn.Module):
 
     @configurable
     def __init__(self, *, bfloat16=False, channels_last=False, fold_frozen_bn=False,
-                 winograd=False, compiled=False):
+                 winograd=True, compiled=False):
         """
         Args:
             bfloat16, channels_last, fold_frozen_bn, winograd, compiled (bool): see the class.

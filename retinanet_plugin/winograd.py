@@ -29,16 +29,21 @@ MIN_CHANNELS, MIN_TILES = 96, 100
 
 
 class WinogradConvolutions(TorchFunctionMode):
-    """Within this context, ``conv2d`` is :func:`winograd_conv2d` where that is faster.
+    """Within this context, ``conv2d`` takes Winograd's algorithm where that is faster.
 
     That is for 3x3 kernels with stride, dilation and groups of 1 and a padding of 1, in float32 on
-    a CPU and not under autocast. Modules and their parameters stay what they are. Gradients take
-    the same algorithm, also after the context was left.
+    a CPU and not under autocast. Modules and their parameters stay what they are.
+
+    Where gradients are recorded, only they take the algorithm, also after the context was left;
+    outputs stay PyTorch's to the last bit. Rounding in them could turn a ReLU on or off that is
+    nearly at 0, which changes gradients far more than the rounding of gradients does.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.conv2d and _is_faster(*args, **kwargs):
+            if torch.is_grad_enabled():
+                return conv2d_with_winograd_gradients(*_operands(*args, **kwargs))
             return winograd_conv2d(*_operands(*args, **kwargs))
         return function(*args, **kwargs)
 
@@ -83,14 +88,22 @@ def winograd_conv2d(input, weight, bias=None):
     Returns:
         Tensor: (N, D, H, W), channels last in memory.
     """
-    return _WinogradConv2d.apply(input, weight, bias)
+    return _Convolution.apply(input, weight, bias, _convolve)
 
 
-class _WinogradConv2d(torch.autograd.Function):
+def conv2d_with_winograd_gradients(input, weight, bias=None):
+    """``conv2d(input, weight, bias, padding=1)`` to the last bit, with Winograd's gradients.
+
+    Arguments as in :func:`winograd_conv2d`; the result is laid out as PyTorch does.
+    """
+    return _Convolution.apply(input, weight, bias, _direct)
+
+
+class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, weight, bias):
+    def forward(ctx, input, weight, bias, convolve):
         ctx.save_for_backward(input, weight)
-        return _convolve(input, weight, bias)
+        return convolve(input, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -103,7 +116,11 @@ class _WinogradConv2d(torch.autograd.Function):
             grad_weight = _weight_gradient(input, grad_output)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum((0, 2, 3))
-        return grad_input, grad_weight, grad_bias
+        return grad_input, grad_weight, grad_bias, None
+
+
+def _direct(x, weight, bias):
+    return F.conv2d(x, weight, bias, padding=1)
 
 
 def _convolve(x, weight, bias):

@@ -4,7 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from retinanet_plugin import winograd
-from retinanet_plugin.winograd import WinogradConvolutions, winograd_conv2d
+from retinanet_plugin.winograd import (
+    WinogradConvolutions,
+    conv2d_with_winograd_gradients,
+    winograd_conv2d,
+)
 
 # (images, height, width): whole tiles, ragged ones, smaller than a tile.
 SIZES = [(2, 8, 12), (3, 9, 10), (1, 2, 3), (1, 1, 1)]
@@ -19,11 +23,12 @@ def operands(size, dtype=torch.float64, channels=5, out_channels=7):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_output_and_gradients_equal_conv2d(size, layout, monkeypatch):
+@pytest.mark.parametrize("convolution", [winograd_conv2d, conv2d_with_winograd_gradients])
+def test_output_and_gradients_equal_conv2d(convolution, size, layout, monkeypatch):
     monkeypatch.setattr(winograd, "CHUNK_SIZE", 2000)  # a few tiles, so that there are many chunks
     x, weight, bias = operands(size)
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
-    out, expected = winograd_conv2d(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
+    out, expected = convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=1)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     grad = torch.randn_like(expected)
     actual = torch.autograd.grad(out, (x, weight, bias), grad)
@@ -59,27 +64,42 @@ def test_output_can_be_changed_in_place():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What shapes the context sends to Winograd, however small they are."""
+    """The functions that the context calls in place of conv2d, however small the input is."""
     seen = []
 
-    def spy(input, weight, bias):
-        seen.append(tuple(weight.shape))
-        return winograd_conv2d(input, weight, bias)
+    def spy(function):
+        def spied(*args):
+            seen.append(function.__name__)
+            return function(*args)
 
-    monkeypatch.setattr(winograd, "winograd_conv2d", spy)
+        monkeypatch.setattr(winograd, function.__name__, spied)
+
+    spy(winograd_conv2d)
+    spy(conv2d_with_winograd_gradients)
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     return seen
 
 
-def test_context_takes_the_convolutions_of_modules(calls):
+def test_without_gradients_the_context_takes_winograds_convolution(calls):
     module = torch.nn.Sequential(torch.nn.Conv2d(5, 7, 3, padding=1), torch.nn.ReLU())
+    x = torch.randn(2, 5, 9, 9)
+    with WinogradConvolutions(), torch.no_grad():
+        out = module(x)
+    assert calls == ["winograd_conv2d"]
+    torch.testing.assert_close(out, module(x), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1  # outside of the context
+
+
+def test_with_gradients_outputs_are_the_same_to_the_last_bit(calls):
+    module = torch.nn.Conv2d(5, 7, 3, padding=1)
     x = torch.randn(2, 5, 9, 9)
     with WinogradConvolutions():
         out = module(x)
-    assert calls == [(7, 5, 3, 3)]
-    torch.testing.assert_close(out, module(x), rtol=1e-4, atol=1e-5)
-    assert len(calls) == 1  # outside of the context
+    assert calls == ["conv2d_with_winograd_gradients"]
+    assert torch.equal(out, module(x))
+    actual, expected = (torch.autograd.grad(y.sum(), module.weight) for y in (out, module(x)))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +131,7 @@ def test_context_leaves_autocast_alone(calls):
 
 
 def test_context_leaves_small_convolutions_alone(monkeypatch):
-    monkeypatch.setattr(winograd, "winograd_conv2d", None)
+    monkeypatch.setattr(winograd, "conv2d_with_winograd_gradients", None)
     with WinogradConvolutions():
         torch.nn.Conv2d(128, 128, 3, padding=1)(torch.randn(1, 128, 8, 8))  # few tiles
         torch.nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 4, 64, 64))  # few channels

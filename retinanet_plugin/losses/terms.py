@@ -25,4 +25,4 @@ class FocalTerms:
         focus = q if gamma == 1 else q * q if gamma == 2 else q.pow(gamma)
         loss = cross_entropy.mul_(focus)
         # d/dv: (1 - q) gamma q^gamma softplus(v) + q q^gamma (the gradient in appendix B)
-        return loss, torch.lerp(gamma * loss, focus, q)
+        return loss, (gamma * loss).lerp_(focus, q)
