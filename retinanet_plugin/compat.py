@@ -45,10 +45,15 @@ def best_scores(scores, most):
     Equal scores come in stock's own order, on which NMS depends: 0.5 and 0.6 sort, main takes the
     top k.
     """
-    if _SORTS_SCORES:
-        scores, order = scores.sort(descending=True)
-        return scores[:most], order[:most]
-    return scores.topk(min(most, len(scores)))
+    if not _SORTS_SCORES:
+        return scores.topk(min(most, len(scores)))
+    if len(scores) > most:
+        # Unequal scores have one order, which takes less than a sort of very many candidates.
+        values, order = scores.topk(most + 1)
+        if (values.diff() < 0).all():
+            return values[:most], order[:most]
+    scores, order = scores.sort(descending=True)
+    return scores[:most], order[:most]
 
 
 def put_scalar(name, value):

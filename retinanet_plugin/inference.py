@@ -94,9 +94,9 @@ class RetinaNetInference(nn.Module):
         num_anchors = logits.shape[-2]
         index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
         scores = logits[index].float().sigmoid_()
-        above = scores > self.score_thresh
-        scores, index = scores[above], [i[above] for i in index]
-        scores, best = best_scores(scores, self.topk_candidates)
+        (above,) = (scores > self.score_thresh).nonzero(as_tuple=True)
+        scores, best = best_scores(scores[above], self.topk_candidates)
+        best = above[best]
         y, x, a, classes = (i[best] for i in index)
         anchor_index = (y * logits.shape[1] + x) * num_anchors + a
         boxes = self.box2box_transform.apply_deltas(

@@ -15,9 +15,10 @@ from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retinanet_plugin import UserError, execution, winograd
+from retinanet_plugin import UserError, execution
 from retinanet_plugin.config import check_config
-from retinanet_plugin.frozen_bn import FoldedConv2d, fold_frozen_batch_norm
+from retinanet_plugin.execution import winograd
+from retinanet_plugin.execution.frozen_bn import FoldedConv2d, fold_frozen_batch_norm
 
 SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "FOLD_FROZEN_BN", "COMPILE")
 

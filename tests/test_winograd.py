@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retinanet_plugin import winograd
-from retinanet_plugin.winograd import (
+from retinanet_plugin.execution import tiles, winograd
+from retinanet_plugin.execution.winograd import (
     WinogradConvolutions,
     conv2d_with_winograd_gradients,
     winograd_conv2d,
@@ -25,7 +25,7 @@ def operands(size, dtype=torch.float64, channels=5, out_channels=7):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("convolution", [winograd_conv2d, conv2d_with_winograd_gradients])
 def test_output_and_gradients_equal_conv2d(convolution, size, layout, monkeypatch):
-    monkeypatch.setattr(winograd, "CHUNK_SIZE", 2000)  # a few tiles, so that there are many chunks
+    monkeypatch.setattr(tiles, "CHUNK_SIZE", 2000)  # a few tiles, so that there are many chunks
     x, weight, bias = operands(size)
     x = x.detach().contiguous(memory_format=layout).requires_grad_()
     out, expected = convolution(x, weight, bias), F.conv2d(x, weight, bias, padding=1)

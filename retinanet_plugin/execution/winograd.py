@@ -6,7 +6,6 @@ transforms of input, weight and output. On GPUs cuDNN chooses such algorithms by
 PyTorch uses on CPUs does not.
 """
 import math
-import threading
 from fractions import Fraction
 from functools import lru_cache
 
@@ -15,15 +14,14 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-TILE, PATCH = 4, 6  # outputs and inputs a side
+from .tiles import PATCH, TILE, Chunks
+
 # Where the algorithm evaluates its polynomials, beside infinity. These keep rounding within about
 # twice that of PyTorch's convolution; the paper's 0, 1, -1, 2, -2 make it three times (for the
 # choice of points: Barabasz et al., arXiv 1803.10986).
 POINTS = [Fraction(point) for point in ("0", "1", "-1", "2", "-1/2")]
 # Of the 36 products, that at the point (1, 1): every output of the tile takes it with weight 1.
 ONES = POINTS.index(1) * PATCH + POINTS.index(1)
-# Values of the patches and products of a chunk, which should stay in the cache.
-CHUNK_SIZE = 1 << 22
 # With fewer channels or tiles than these, the transforms cost more than the products save.
 MIN_CHANNELS, MIN_TILES = 96, 100
 
@@ -126,7 +124,7 @@ def _direct(x, weight, bias):
 def _convolve(x, weight, bias):
     (n, channels, height, width), out_channels = x.shape, len(weight)
     from_output, from_weight, from_input = _transforms(x.dtype)
-    chunks = _Chunks(x, out_channels)
+    chunks = Chunks(x, out_channels)
     weight = weight.permute(2, 3, 1, 0).reshape(9, -1)
     weight = torch.mm(from_weight, weight, out=chunks.weight).view(-1, channels, out_channels)
     out = _channels_last(x, n, out_channels, chunks.rows * TILE, chunks.columns * TILE)
@@ -152,7 +150,7 @@ def _channels_last(x, *shape):
 def _weight_gradient(x, grad_output):
     channels, out_channels = x.shape[1], grad_output.shape[1]
     from_output, from_weight, from_input = _transforms(x.dtype)
-    chunks = _Chunks(x, out_channels)
+    chunks = Chunks(x, out_channels)
     grad = _to_whole_tiles(grad_output.permute(0, 2, 3, 1))
     total = chunks.weight.zero_().view(-1, channels, out_channels)
     for chunk in chunks:
@@ -172,100 +170,6 @@ def _to_whole_tiles(x):
     if below or right:  # F.pad always copies
         x = F.pad(x, (0, 0, 0, right, 0, below))
     return x.contiguous()
-
-
-class _Chunks:
-    """The tiles of x (N, C, H, W), some images or some rows of an image at a time.
-
-    Attributes: ``rows`` and ``columns`` of tiles in an image; ``weight`` (36, C * D), memory for
-    what belongs to no chunk.
-    """
-
-    def __init__(self, x, out_channels):
-        self.n, self.channels, height, width = x.shape
-        self.out_channels = out_channels
-        self.rows, self.columns = -(-height // TILE), -(-width // TILE)
-        tiles = CHUNK_SIZE // (PATCH**2 * (self.channels + out_channels))
-        self.images_a_chunk = min(self.n, max(1, tiles // (self.rows * self.columns)))
-        self.rows_a_chunk = min(self.rows, max(1, tiles // self.columns))
-        tiles = self.images_a_chunk * self.rows_a_chunk * self.columns
-        padded_pixels = (self.rows_a_chunk * TILE + 2) * (self.columns * TILE + 2)
-        sizes = [
-            PATCH**2 * self.channels * out_channels,
-            self.images_a_chunk * padded_pixels * self.channels,
-            tiles * max(PATCH**2 * self.channels, TILE**2 * out_channels),
-            tiles * PATCH**2 * self.channels,
-            tiles * PATCH**2 * out_channels,
-        ]
-        weight, *self.memory = _workspace(x.dtype, sum(sizes)).split(sizes)
-        self.weight = weight.view(PATCH**2, -1)
-
-    def __iter__(self):
-        for image in range(0, self.n, self.images_a_chunk):
-            images = slice(image, min(image + self.images_a_chunk, self.n))
-            for row in range(0, self.rows, self.rows_a_chunk):
-                yield _Chunk(self, images, slice(row, min(row + self.rows_a_chunk, self.rows)))
-
-
-class _Chunk:
-    """Tiles of some images or rows, and the memory to work on them.
-
-    Attributes: ``transformed`` (36, tiles * C), ``product`` (36, tiles, D) and ``tiles``
-    (16, tiles * D), which shares its memory with the patches: use one after the other.
-    """
-
-    def __init__(self, chunks, images, rows):
-        self.images, self.rows = images, rows
-        self.shape = images.stop - images.start, rows.stop - rows.start, chunks.columns
-        tiles, out_channels = math.prod(self.shape), chunks.out_channels
-        self.padded, self.first, second, third = chunks.memory
-        self.transformed = second[: PATCH**2 * tiles * chunks.channels].view(PATCH**2, -1)
-        self.product = third[: PATCH**2 * tiles * out_channels].view(PATCH**2, -1, out_channels)
-        self.tiles = self.first[: TILE**2 * tiles * out_channels].view(TILE**2, -1)
-
-    def tiles_of(self, x):
-        """View (4, 4, images, rows, columns, D) of x (N, 4 * rows, 4 * columns, D)."""
-        part = x[self.images, self.rows.start * TILE : self.rows.stop * TILE]
-        n, rows, columns = self.shape
-        return part.view(n, rows, TILE, columns, TILE, -1).permute(2, 4, 0, 1, 3, 5)
-
-    def patches(self, x):
-        """Patches (36, images * rows * columns * C) of x (N, C, H, W), which overlap by two."""
-        n, rows, columns = self.shape
-        padded = self._padded(x)
-        image, row, column, channel = padded.stride()
-        shape = PATCH, PATCH, n, rows, columns, x.shape[1]
-        strides = row, column, image, TILE * row, TILE * column, channel
-        view = padded.as_strided(shape, strides, padded.storage_offset())
-        patches = self.first[: view.numel()].view(shape).copy_(view)
-        return patches.view(PATCH**2, -1)
-
-    def _padded(self, x):
-        """The chunk's part of x with what is around it, or zeros: (images, y, x, C)."""
-        _, channels, height, width = x.shape
-        n, rows, columns = self.shape
-        shape = n, rows * TILE + 2, columns * TILE + 2, channels
-        padded = self.padded[: math.prod(shape)].view(shape)
-        top, bottom = self.rows.start * TILE - 1, self.rows.stop * TILE + 1
-        first, last = max(top, 0), min(bottom, height)
-        padded[:, : first - top] = 0
-        padded[:, last - top :] = 0
-        padded[:, :, 0] = 0
-        padded[:, :, width + 1 :] = 0
-        inside = padded[:, first - top : last - top, 1 : width + 1]
-        inside.copy_(x[self.images, :, first:last].permute(0, 2, 3, 1))
-        return padded
-
-
-_memory = threading.local()
-
-
-def _workspace(dtype, size):
-    """Memory that this thread keeps: the pages of new memory can cost more than the arithmetic."""
-    workspace = getattr(_memory, "workspace", None)
-    if workspace is None or workspace.dtype != dtype or len(workspace) < size:
-        workspace = _memory.workspace = torch.empty(size, dtype=dtype)
-    return workspace[:size]
 
 
 @lru_cache(maxsize=None)

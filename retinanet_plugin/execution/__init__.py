@@ -6,7 +6,7 @@ import torch
 from detectron2.config import configurable
 from torch import nn
 
-from .errors import UserError
+from ..errors import UserError
 from .frozen_bn import fold_frozen_batch_norm
 from .winograd import WinogradConvolutions
 
@@ -24,12 +24,12 @@ class Execution(nn.Module):
     The head's outputs become views (N, Hi, Wi, A, K) in one piece.
 
     ``fold_frozen_bn``: convolutions take their frozen batch norm in, see
-    :class:`retinanet_plugin.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
+    :class:`retinanet_plugin.execution.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
 
     ``winograd``: on a CPU in float32, large 3x3 convolutions of inference, and the gradients of
     those of training, take a quarter of the products, see
-    :class:`retinanet_plugin.winograd.WinogradConvolutions`. Losses stay the same to the last bit;
-    gradients and detections differ by rounding alone. Compiled code does not take it.
+    :class:`retinanet_plugin.execution.winograd.WinogradConvolutions`. Losses stay the same to the
+    last bit; gradients and detections differ by rounding alone. Compiled code does not take it.
 
     ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
     that are not stored are not rounded either, so that results differ by rounding alone. Image
