@@ -15,9 +15,9 @@ except ImportError as error:
     ) from error
 import torch
 
-if not hasattr(torch.Tensor, "scatter_reduce_"):
+if not hasattr(torch.overrides, "TorchFunctionMode"):
     raise ImportError(
-        f"retinanet_plugin needs PyTorch 1.12 or newer, and this is {torch.__version__}: update it"
+        f"retinanet_plugin needs PyTorch 1.13 or newer, and this is {torch.__version__}: update it"
     )
 
 from .backbone import build_fpn_p3p7_backbone

@@ -130,6 +130,16 @@ def test_context_leaves_autocast_alone(calls):
     assert not calls
 
 
+def test_a_traced_model_has_plain_convolutions(calls):
+    def convolve(x):
+        with WinogradConvolutions():
+            return F.conv2d(x, torch.ones(4, 4, 3, 3), padding=1)
+
+    traced = torch.jit.trace(convolve, torch.randn(1, 4, 8, 8), check_trace=False)
+    assert not calls
+    assert "aten::_convolution" in str(traced.graph)
+
+
 def test_context_leaves_small_convolutions_alone(monkeypatch):
     monkeypatch.setattr(winograd, "conv2d_with_winograd_gradients", None)
     with WinogradConvolutions():

@@ -30,7 +30,8 @@ class WinogradConvolutions(TorchFunctionMode):
     """Within this context, ``conv2d`` takes Winograd's algorithm where that is faster.
 
     That is for 3x3 kernels with stride, dilation and groups of 1 and a padding of 1, in float32 on
-    a CPU and not under autocast. Modules and their parameters stay what they are.
+    a CPU, not under autocast and not while a model is traced. Modules and their parameters stay
+    what they are.
 
     Where gradients are recorded, only they take the algorithm, also after the context was left;
     outputs stay PyTorch's to the last bit. Rounding in them could turn a ReLU on or off that is
@@ -62,6 +63,7 @@ def _is_faster(input, weight, bias=None, stride=1, padding=0, dilation=1, groups
         min(weight.shape[:2]) >= MIN_CHANNELS
         and tiles >= MIN_TILES
         and not _is_autocast()
+        and not torch.jit.is_tracing()  # an exported model has plain convolutions
     )
 
 
