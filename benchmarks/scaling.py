@@ -80,6 +80,8 @@ def draw(results, path):
             for name, style in zip(NAMES, ("o-", "s--")):
                 ax.plot(values, [p[quantity][name] for p in result["points"]], style, label=name)
             ax.set(xscale="log", yscale="log", xlabel=result["varies"])
+            ax.set_xticks(values, [f"{value:,}" for value in values], minor=False)
+            ax.set_xticks([], minor=True)
             ax.set_ylabel(f"{result['what']}, {label}")
             ax.grid(True, which="both", alpha=0.3)
     axes[0][0].legend()
