@@ -7,6 +7,7 @@ import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -110,7 +111,7 @@ class Subject:
             leaves = [x.detach().requires_grad_() for x in (*logits, *deltas)]
             views = leaves
             if self.kind == STOCK:  # from (N, A*K, Hi, Wi), as stock transposes it
-                views = [_to_rows(x, size) for x, size in zip(leaves, sizes)]
+                views = [permute_to_N_HWA_K(x, size) for x, size in zip(leaves, sizes)]
             with self.autocast(), EventStorage():
                 losses = model.losses(
                     anchors, views[: len(logits)], labels, views[len(logits) :], boxes
@@ -177,8 +178,3 @@ def _to_torchvision(batch):
         for x in batch
     ]
     return images, targets
-
-
-def _to_rows(x, size):
-    n, _, h, w = x.shape
-    return x.view(n, -1, size, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, size)

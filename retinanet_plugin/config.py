@@ -50,7 +50,7 @@ def add_retinanet_config(cfg):
     # On a CPU in float32, gradients of large 3x3 convolutions, and these themselves in inference,
     # take Winograd's algorithm; losses stay the same, the rest differs by rounding alone.
     retinanet.WINOGRAD = True
-    # Backbone and head go through torch.compile (PyTorch 2.0); results differ by rounding alone.
+    # Backbone and head go through torch.compile (PyTorch 2.0); this changes more than rounding.
     retinanet.COMPILE = False
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).
     retinanet.CUDA_GRAPH = False

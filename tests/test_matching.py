@@ -148,7 +148,8 @@ def test_any_memory_budget(memory_mb):
     assert_as_stock(grid_anchors(96, 96), images, MATCHER_MEMORY_MB=memory_mb)
 
 
-def test_no_more_ious_at_once_than_memory_allows(monkeypatch):
+def recorded_sizes(monkeypatch, module):
+    """A list that gets the number of IoUs of each call that ``matching/<module>.py`` makes."""
     sizes = []
 
     def recorded(boxes, others):
@@ -156,7 +157,12 @@ def test_no_more_ious_at_once_than_memory_allows(monkeypatch):
         sizes.append(result.numel())
         return result
 
-    monkeypatch.setattr("retinanet_plugin.matching.blocks.iou_of", recorded)
+    monkeypatch.setattr(f"retinanet_plugin.matching.{module}.iou_of", recorded)
+    return sizes
+
+
+def test_no_more_ious_at_once_than_memory_allows(monkeypatch):
+    sizes = recorded_sizes(monkeypatch, "blocks")
     anchors = grid_anchors(320, 448)
     boxes = random_boxes(500, seed=1, height=320, width=448, largest=60)
     make_matcher(MATCHER_MEMORY_MB=1.0)(anchors, [instances(boxes)])
@@ -319,14 +325,7 @@ def test_padding_is_no_box_at_the_origin():
 
 
 def test_dense_search_keeps_its_memory(monkeypatch):
-    sizes = []
-
-    def recorded(boxes, others):
-        result = iou_of(boxes, others)
-        sizes.append(result.numel())
-        return result
-
-    monkeypatch.setattr("retinanet_plugin.matching.dense.iou_of", recorded)
+    sizes = recorded_sizes(monkeypatch, "dense")
     anchors = Boxes.cat(grid_anchors()).tensor
     boxes = random_boxes(128, seed=1).view(2, 64, 4)
     dense_search(anchors, boxes, torch.ones(2, 64, dtype=torch.bool), max_bytes=2**20)

@@ -64,7 +64,7 @@ def test_output_can_be_changed_in_place():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The functions that the context calls in place of conv2d, however small the input is."""
+    """The functions that the context calls in place of conv2d."""
     seen = []
 
     def spy(function):
@@ -76,12 +76,17 @@ def calls(monkeypatch):
 
     spy(winograd_conv2d)
     spy(conv2d_with_winograd_gradients)
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
-    monkeypatch.setattr(winograd, "MIN_TILES", 1)
     return seen
 
 
-def test_without_gradients_the_context_takes_winograds_convolution(calls):
+@pytest.fixture
+def any_size(monkeypatch):
+    """However small the input is, it is not left to conv2d for that."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
+
+
+def test_without_gradients_the_context_takes_winograds_convolution(calls, any_size):
     module = torch.nn.Sequential(torch.nn.Conv2d(5, 7, 3, padding=1), torch.nn.ReLU())
     x = torch.randn(2, 5, 9, 9)
     with WinogradConvolutions(), torch.no_grad():
@@ -91,7 +96,7 @@ def test_without_gradients_the_context_takes_winograds_convolution(calls):
     assert len(calls) == 1  # outside of the context
 
 
-def test_with_gradients_outputs_are_the_same_to_the_last_bit(calls):
+def test_with_gradients_outputs_are_the_same_to_the_last_bit(calls, any_size):
     module = torch.nn.Conv2d(5, 7, 3, padding=1)
     x = torch.randn(2, 5, 9, 9)
     with WinogradConvolutions():
@@ -115,7 +120,7 @@ def test_with_gradients_outputs_are_the_same_to_the_last_bit(calls):
     ],
     ids=str,
 )
-def test_context_leaves_other_convolutions_alone(module, calls):
+def test_context_leaves_other_convolutions_alone(module, calls, any_size):
     x = torch.randn(1, 4, 8, 8, dtype=module.weight.dtype)
     with WinogradConvolutions():
         out = module(x)
@@ -123,14 +128,14 @@ def test_context_leaves_other_convolutions_alone(module, calls):
     assert torch.equal(out, module(x))
 
 
-def test_context_leaves_autocast_alone(calls):
+def test_context_leaves_autocast_alone(calls, any_size):
     module = torch.nn.Conv2d(4, 4, 3, padding=1)
     with WinogradConvolutions(), torch.autocast("cpu", torch.bfloat16):
         assert module(torch.randn(1, 4, 8, 8)).dtype == torch.bfloat16
     assert not calls
 
 
-def test_a_traced_model_has_plain_convolutions(calls):
+def test_a_traced_model_has_plain_convolutions(calls, any_size):
     def convolve(x):
         with WinogradConvolutions():
             return F.conv2d(x, torch.ones(4, 4, 3, 3), padding=1)
@@ -140,8 +145,8 @@ def test_a_traced_model_has_plain_convolutions(calls):
     assert "aten::_convolution" in str(traced.graph)
 
 
-def test_context_leaves_small_convolutions_alone(monkeypatch):
-    monkeypatch.setattr(winograd, "conv2d_with_winograd_gradients", None)
+def test_context_leaves_small_convolutions_alone(calls):
     with WinogradConvolutions():
         torch.nn.Conv2d(128, 128, 3, padding=1)(torch.randn(1, 128, 8, 8))  # few tiles
         torch.nn.Conv2d(4, 4, 3, padding=1)(torch.randn(4, 4, 64, 64))  # few channels
+    assert not calls

@@ -1,6 +1,6 @@
 """How backbone and head are run: precision, memory layout, algorithms, compilation."""
 import functools
-from contextlib import nullcontext as _nothing
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import configurable
@@ -31,10 +31,10 @@ class Execution(nn.Module):
     :class:`retinanet_plugin.execution.winograd.WinogradConvolutions`. Losses stay the same to the
     last bit; gradients and detections differ by rounding alone. Compiled code does not take it.
 
-    ``compiled``: :func:`torch.compile` fuses the steps between convolutions. Intermediate results
-    that are not stored are not rounded either, so that results differ by rounding alone. Image
-    sizes are variables of the compiled code. Of several processes, gradients are exchanged after
-    the backward pass and not during it.
+    ``compiled``: :func:`torch.compile` fuses the steps between convolutions, which changes results
+    by more than the tolerances that this package keeps otherwise, see ``docs/performance.md``.
+    Image sizes are variables of the compiled code. Of several processes, gradients are exchanged
+    after the backward pass and not during it.
     """
 
     @configurable
@@ -106,10 +106,10 @@ class Execution(nn.Module):
         # Not autocast(enabled=False), which would end the autocast of a caller.
         if self.bfloat16:
             return torch.autocast(device_type, torch.bfloat16)
-        return _nothing()
+        return nullcontext()
 
     def _algorithm(self):
-        return WinogradConvolutions() if self.winograd and not self.compiled else _nothing()
+        return WinogradConvolutions() if self.winograd and not self.compiled else nullcontext()
 
 
 def _network(backbone, head, in_features, images):

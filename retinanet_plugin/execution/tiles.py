@@ -54,9 +54,9 @@ class _Chunk:
         self.shape = images.stop - images.start, rows.stop - rows.start, chunks.columns
         tiles, out_channels = math.prod(self.shape), chunks.out_channels
         self.padded, self.first, second, third = chunks.memory
-        self.transformed = second[: PATCH**2 * tiles * chunks.channels].view(PATCH**2, -1)
-        self.product = third[: PATCH**2 * tiles * out_channels].view(PATCH**2, -1, out_channels)
-        self.tiles = self.first[: TILE**2 * tiles * out_channels].view(TILE**2, -1)
+        self.transformed = _start(second, PATCH**2, tiles * chunks.channels)
+        self.product = _start(third, PATCH**2, tiles, out_channels)
+        self.tiles = _start(self.first, TILE**2, tiles * out_channels)
 
     def tiles_of(self, x):
         """View (4, 4, images, rows, columns, D) of x (N, 4 * rows, 4 * columns, D)."""
@@ -72,15 +72,13 @@ class _Chunk:
         shape = PATCH, PATCH, n, rows, columns, x.shape[1]
         strides = row, column, image, TILE * row, TILE * column, channel
         view = padded.as_strided(shape, strides, padded.storage_offset())
-        patches = self.first[: view.numel()].view(shape).copy_(view)
-        return patches.view(PATCH**2, -1)
+        return _start(self.first, *shape).copy_(view).view(PATCH**2, -1)
 
     def _padded(self, x):
         """The chunk's part of x with what is around it, or zeros: (images, y, x, C)."""
         _, channels, height, width = x.shape
         n, rows, columns = self.shape
-        shape = n, rows * TILE + 2, columns * TILE + 2, channels
-        padded = self.padded[: math.prod(shape)].view(shape)
+        padded = _start(self.padded, n, rows * TILE + 2, columns * TILE + 2, channels)
         top, bottom = self.rows.start * TILE - 1, self.rows.stop * TILE + 1
         first, last = max(top, 0), min(bottom, height)
         padded[:, : first - top] = 0
@@ -90,6 +88,11 @@ class _Chunk:
         inside = padded[:, first - top : last - top, 1 : width + 1]
         inside.copy_(x[self.images, :, first:last].permute(0, 2, 3, 1))
         return padded
+
+
+def _start(memory, *shape):
+    """The start of ``memory``, one-dimensional, as a tensor of ``shape``."""
+    return memory[: math.prod(shape)].view(shape)
 
 
 _memory = threading.local()
