@@ -47,9 +47,9 @@ def add_retinanet_config(cfg):
     # Frozen batch norms are folded into the weights of their convolutions, in every forward;
     # results differ by rounding alone.
     retinanet.FOLD_FROZEN_BN = False
-    # On a CPU in float32, gradients of large 3x3 convolutions, and these themselves in inference,
-    # take Winograd's algorithm; losses stay the same, the rest differs by rounding alone.
-    retinanet.WINOGRAD = True
+    # On a CPU in float32, gradients of convolutions, and convolutions themselves in inference, take
+    # algorithms that are faster than PyTorch's; losses stay the same, the rest differs by rounding.
+    retinanet.FAST_CPU_CONV = True
     # Backbone and head go through torch.compile (PyTorch 2.0); this changes more than rounding.
     retinanet.COMPILE = False
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).

@@ -53,7 +53,7 @@ class RetinaNetHead(nn.Module):
                 modules.append(nn.Conv2d(in_channels, in_channels, 3, padding=1))
                 if norm:
                     modules.append(norm_per_level(norm, in_channels, num_levels))
-                modules.append(nn.ReLU())
+                modules.append(nn.ReLU(inplace=True))
             return nn.Sequential(*modules)
 
         self.cls_subnet = subnet()

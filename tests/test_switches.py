@@ -18,7 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from retinanet_plugin import UserError, execution
 from retinanet_plugin.config import check_config
 from retinanet_plugin.execution import winograd
-from retinanet_plugin.execution.frozen_bn import FoldedConv2d, fold_frozen_batch_norm
+from retinanet_plugin.execution.frozen_bn import (
+    FoldedConv2d,
+    InPlaceNormConv2d,
+    join_frozen_batch_norms,
+)
 
 SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "FOLD_FROZEN_BN", "COMPILE")
 
@@ -60,10 +64,10 @@ def graphs(monkeypatch):
     execution._compiled_network.cache_clear()
 
 
-def test_switches_are_off_but_winograd_and_leave_the_names_of_weights(small_cfg):
+def test_switches_are_off_but_fast_convolutions_and_leave_the_names_of_weights(small_cfg):
     off, on = build_model(small_cfg), build_model(switched(small_cfg, *SWITCHES))
     assert not any(small_cfg.MODEL.RETINANET[key] for key in SWITCHES)
-    assert off.execution.extra_repr().count("True") == small_cfg.MODEL.RETINANET.WINOGRAD == 1
+    assert off.execution.extra_repr().count("True") == small_cfg.MODEL.RETINANET.FAST_CPU_CONV == 1
     assert "False" not in on.execution.extra_repr()
     off, on = off.state_dict(), on.state_dict()
     assert list(on) == list(off)
@@ -96,24 +100,24 @@ def test_channels_last_copies_no_head_output(small_cfg):
 
 
 @pytest.fixture
-def all_winograd(monkeypatch):
+def fast_small(monkeypatch):
     """Convolutions of the small models, too small to be faster by it, take Winograd's algorithm."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
 
 
 @pytest.mark.parametrize("case", ["eighty classes, GIoU", "one class"])
-def test_winograd_has_stocks_losses_and_gradients(case, small_cfg, all_winograd):
+def test_fast_convolutions_have_stocks_losses_and_gradients(case, small_cfg, fast_small):
     test_parity.test_losses_and_gradients_equal_stock(case, small_cfg)
 
 
-def test_winograd_has_stocks_detections(small_cfg, all_winograd):
+def test_fast_convolutions_have_stocks_detections(small_cfg, fast_small):
     test_parity.test_detections_equal_stock("group norm in the head", small_cfg)
 
 
-def test_without_winograd_the_same_losses_to_the_last_bit(small_cfg, all_winograd):
+def test_without_fast_convolutions_the_same_losses_to_the_last_bit(small_cfg, fast_small):
     model = build_model(small_cfg)
-    small_cfg.MODEL.RETINANET.WINOGRAD = False
+    small_cfg.MODEL.RETINANET.FAST_CPU_CONV = False
     other = build_model(small_cfg)
     other.load_state_dict(model.state_dict())
     batch = make_batch(5)
@@ -124,27 +128,58 @@ def test_without_winograd_the_same_losses_to_the_last_bit(small_cfg, all_winogra
     torch.testing.assert_close(grads[weight], expected_grads[weight], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_folded_norm_equals_norm_after_convolution(bias):
+def conv_with_frozen_norm(bias=False):
     norm = FrozenBatchNorm2d(6)
     for buffer in (norm.weight, norm.bias, norm.running_mean):
         buffer.normal_()
     norm.running_var.uniform_(0.1, 2)
-    conv = Conv2d(4, 6, 3, bias=bias, stride=2, norm=norm, activation=torch.tanh).double()
-    folded = copy.deepcopy(conv)
-    fold_frozen_batch_norm(folded)
-    assert type(folded) is FoldedConv2d
-    assert folded.state_dict().keys() == conv.state_dict().keys()
+    return Conv2d(4, 6, 3, bias=bias, stride=2, norm=norm, activation=torch.tanh)
+
+
+def joined(conv, conv_class):
+    joined = copy.deepcopy(conv)
+    join_frozen_batch_norms(joined, conv_class)
+    assert type(joined) is conv_class
+    assert joined.state_dict().keys() == conv.state_dict().keys()
+    return joined
+
+
+@pytest.mark.parametrize("conv_class", [FoldedConv2d, InPlaceNormConv2d])
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_norm_equals_norm_after_convolution(conv_class, bias):
+    conv = conv_with_frozen_norm(bias).double()
+    other = joined(conv, conv_class)
     x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
-    outputs = [each(x) for each in (folded, conv)]
+    outputs = [each(x) for each in (other, conv)]
     torch.testing.assert_close(*outputs)
-    grads = [torch.autograd.grad(y.sum(), c.weight) for y, c in zip(outputs, (folded, conv))]
+    grads = [torch.autograd.grad(y.sum(), c.weight) for y, c in zip(outputs, (other, conv))]
     torch.testing.assert_close(*grads)
 
 
-def test_trained_norms_are_not_folded():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_norm_in_place_equals_detectron2s_to_the_last_bit_in_training(is_frozen, dtype):
+    conv = conv_with_frozen_norm()
+    conv.weight.requires_grad_(not is_frozen)
+    x = torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out, expected = joined(conv, InPlaceNormConv2d)(x), conv(x)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_in_place_equals_detectron2s_in_inference(dtype):
+    conv = conv_with_frozen_norm()
+    x = torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), torch.no_grad():
+        out, expected = joined(conv, InPlaceNormConv2d)(x), conv(x)
+    assert out.dtype == expected.dtype
+    torch.testing.assert_close(out, expected)
+
+
+def test_trained_norms_are_not_joined():
     conv = Conv2d(4, 6, 3, norm=torch.nn.BatchNorm2d(6))
-    fold_frozen_batch_norm(conv)
+    join_frozen_batch_norms(conv, FoldedConv2d)
     assert type(conv) is Conv2d
 
 
@@ -218,6 +253,7 @@ def test_two_precisions_are_refused(small_cfg):
 
 
 def test_compiled_equals_uncompiled_exactly(small_cfg, graphs):
+    small_cfg.MODEL.RETINANET.FAST_CPU_CONV = False  # compiled code does not take them either
     eager, model = build_switched(small_cfg, "COMPILE")
     batch = make_batch(5)
     losses, grads = train_step(model, batch)

@@ -7,8 +7,8 @@ from detectron2.config import configurable
 from torch import nn
 
 from ..errors import UserError
-from .frozen_bn import fold_frozen_batch_norm
-from .winograd import WinogradConvolutions
+from .convolutions import FastConvolutions
+from .frozen_bn import FoldedConv2d, InPlaceNormConv2d, join_frozen_batch_norms
 
 
 class Execution(nn.Module):
@@ -26,10 +26,10 @@ class Execution(nn.Module):
     ``fold_frozen_bn``: convolutions take their frozen batch norm in, see
     :class:`retinanet_plugin.execution.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
 
-    ``winograd``: on a CPU in float32, large 3x3 convolutions of inference, and the gradients of
-    those of training, take a quarter of the products, see
-    :class:`retinanet_plugin.execution.winograd.WinogradConvolutions`. Losses stay the same to the
-    last bit; gradients and detections differ by rounding alone. Compiled code does not take it.
+    ``fast_cpu_conv``: on a CPU in float32, convolutions of inference, and the gradients of those of
+    training, take faster algorithms than PyTorch's, see
+    :class:`retinanet_plugin.execution.convolutions.FastConvolutions`. Losses stay the same to the
+    last bit; gradients and detections differ by rounding alone. Compiled code does not take them.
 
     ``compiled``: :func:`torch.compile` fuses the steps between convolutions, which changes results
     by more than the tolerances that this package keeps otherwise, see ``docs/performance.md``.
@@ -39,10 +39,10 @@ class Execution(nn.Module):
 
     @configurable
     def __init__(self, *, bfloat16=False, channels_last=False, fold_frozen_bn=False,
-                 winograd=True, compiled=False):
+                 fast_cpu_conv=True, compiled=False):
         """
         Args:
-            bfloat16, channels_last, fold_frozen_bn, winograd, compiled (bool): see the class.
+            bfloat16, channels_last, fold_frozen_bn, fast_cpu_conv, compiled (bool): see the class.
 
         Raises:
             UserError: ``compiled``, but this PyTorch has no compiler.
@@ -56,7 +56,7 @@ class Execution(nn.Module):
         self.bfloat16 = bfloat16
         self.channels_last = channels_last
         self.fold_frozen_bn = fold_frozen_bn
-        self.winograd = winograd
+        self.fast_cpu_conv = fast_cpu_conv
         self.compiled = compiled
 
     @classmethod
@@ -66,21 +66,21 @@ class Execution(nn.Module):
             "bfloat16": retinanet.BFLOAT16,
             "channels_last": retinanet.CHANNELS_LAST,
             "fold_frozen_bn": retinanet.FOLD_FROZEN_BN,
-            "winograd": retinanet.WINOGRAD,
+            "fast_cpu_conv": retinanet.FAST_CPU_CONV,
             "compiled": retinanet.COMPILE,
         }
 
     def extra_repr(self):
         return (
             f"bfloat16={self.bfloat16}, channels_last={self.channels_last}, "
-            f"fold_frozen_bn={self.fold_frozen_bn}, winograd={self.winograd}, "
+            f"fold_frozen_bn={self.fold_frozen_bn}, fast_cpu_conv={self.fast_cpu_conv}, "
             f"compiled={self.compiled}"
         )
 
     def prepare(self, model):
-        """Lay the weights of ``model`` out as they are used, and fold its frozen batch norms."""
-        if self.fold_frozen_bn:
-            fold_frozen_batch_norm(model.backbone)
+        """Lay the weights of ``model`` out as they are used, and join its frozen batch norms."""
+        conv_class = FoldedConv2d if self.fold_frozen_bn else InPlaceNormConv2d
+        join_frozen_batch_norms(model.backbone, conv_class)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -99,7 +99,7 @@ class Execution(nn.Module):
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         run = _compiled_network() if self.compiled else _network
-        with self._precision(images.device.type), self._algorithm():
+        with self._precision(images.device.type), self._algorithms():
             return run(backbone, head, in_features, images)
 
     def _precision(self, device_type):
@@ -108,8 +108,10 @@ class Execution(nn.Module):
             return torch.autocast(device_type, torch.bfloat16)
         return nullcontext()
 
-    def _algorithm(self):
-        return WinogradConvolutions() if self.winograd and not self.compiled else nullcontext()
+    def _algorithms(self):
+        if self.fast_cpu_conv and not self.compiled:
+            return FastConvolutions()
+        return nullcontext()
 
 
 def _network(backbone, head, in_features, images):

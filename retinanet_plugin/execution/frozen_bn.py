@@ -1,6 +1,33 @@
-"""Frozen batch norm as part of the convolution before it."""
+"""Frozen batch norm within the memory, or within the weights, of the convolution before it."""
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+
+
+class InPlaceNormConv2d(Conv2d):
+    """A convolution whose frozen batch norm changes its output in place.
+
+    Results are Detectron2's: to the last bit where gradients are recorded, else up to rounding.
+    On a CPU, new memory for an output costs more than its arithmetic.
+    """
+
+    def forward(self, x):
+        x = F.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        if x.requires_grad or _is_cpu_inference(x):
+            scale, shift = _scale_and_shift(self.norm)
+            x = x.mul_(scale.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])
+        else:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def _is_cpu_inference(x):
+    # Elsewhere, and for frozen layers in training, Detectron2's norm is another operation: it takes
+    # one kernel, keeps float32 beside 16-bit activations, and is known to exporters.
+    is_cpu_float32 = x.device.type == "cpu" and x.dtype == torch.float32
+    return is_cpu_float32 and not torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 class FoldedConv2d(Conv2d):
@@ -12,9 +39,7 @@ class FoldedConv2d(Conv2d):
     """
 
     def forward(self, x):
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
+        scale, shift = _scale_and_shift(self.norm)
         if self.bias is not None:
             shift = shift + self.bias * scale
         weight = self.weight * scale[:, None, None, None]
@@ -22,11 +47,16 @@ class FoldedConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
 
-def fold_frozen_batch_norm(module):
-    """Make each of Detectron2's convolutions within ``module`` that has a frozen norm fold it.
+def _scale_and_shift(norm):
+    """What a FrozenBatchNorm2d multiplies and adds, (D,) each, with Detectron2's arithmetic."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
-    Parameters, buffers and their names stay what they are.
+
+def join_frozen_batch_norms(module, conv_class):
+    """Make each of Detectron2's convolutions within ``module`` that has a frozen norm one of
+    ``conv_class``. Parameters, buffers and their names stay what they are.
     """
     for conv in module.modules():
         if type(conv) is Conv2d and isinstance(conv.norm, FrozenBatchNorm2d):
-            conv.__class__ = FoldedConv2d
+            conv.__class__ = conv_class

@@ -11,8 +11,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from .tiles import PATCH, TILE, Chunks
 
@@ -26,104 +24,18 @@ ONES = POINTS.index(1) * PATCH + POINTS.index(1)
 MIN_CHANNELS, MIN_TILES = 96, 100
 
 
-class WinogradConvolutions(TorchFunctionMode):
-    """Within this context, ``conv2d`` takes Winograd's algorithm where that is faster.
-
-    That is for 3x3 kernels with stride, dilation and groups of 1 and a padding of 1, in float32 on
-    a CPU, not under autocast and not while a model is traced. Modules and their parameters stay
-    what they are.
-
-    Where gradients are recorded, only they take the algorithm, also after the context was left;
-    outputs stay PyTorch's to the last bit. Rounding in them could turn a ReLU on or off that is
-    nearly at 0, which changes gradients far more than the rounding of gradients does.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is F.conv2d and _is_faster(*args, **kwargs):
-            if torch.is_grad_enabled():
-                return conv2d_with_winograd_gradients(*_operands(*args, **kwargs))
-            return winograd_conv2d(*_operands(*args, **kwargs))
-        return function(*args, **kwargs)
-
-
-def _operands(input, weight, bias=None, *_, **__):
-    return input, weight, bias
-
-
-def _is_faster(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    geometry = [_pair(stride), _pair(padding), _pair(dilation), groups, tuple(weight.shape[2:])]
-    if geometry != [(1, 1), (1, 1), (1, 1), 1, (3, 3)]:
+def suits(x, weight, stride, padding):
+    """Whether the functions below compute the convolution of x (N, C, H, W) by ``weight`` faster
+    than PyTorch does."""
+    if (*weight.shape[2:], *stride, *padding) != (3, 3, 1, 1, 1, 1):
         return False
-    if input.dtype != torch.float32 or input.device.type != "cpu" or input.dim() != 4:
-        return False
-    n, _, height, width = input.shape
+    n, _, height, width = x.shape
     tiles = n * -(-height // TILE) * -(-width // TILE)
-    return (
-        min(weight.shape[:2]) >= MIN_CHANNELS
-        and tiles >= MIN_TILES
-        and not _is_autocast()
-        and not torch.jit.is_tracing()  # an exported model has plain convolutions
-    )
+    return min(weight.shape[:2]) >= MIN_CHANNELS and tiles >= MIN_TILES
 
 
-def _is_autocast():
-    if hasattr(torch, "get_autocast_dtype"):  # since 2.4
-        return torch.is_autocast_enabled("cpu")
-    return torch.is_autocast_cpu_enabled()
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def winograd_conv2d(input, weight, bias=None):
-    """``conv2d(input, weight, bias, padding=1)`` for 3x3 weights, differentiable once.
-
-    Args:
-        input (Tensor): (N, C, H, W), any memory layout.
-        weight (Tensor): (D, C, 3, 3).
-        bias (Tensor or None): (D,).
-
-    Returns:
-        Tensor: (N, D, H, W), channels last in memory.
-    """
-    return _Convolution.apply(input, weight, bias, _convolve)
-
-
-def conv2d_with_winograd_gradients(input, weight, bias=None):
-    """``conv2d(input, weight, bias, padding=1)`` to the last bit, with Winograd's gradients.
-
-    Arguments as in :func:`winograd_conv2d`; the result is laid out as PyTorch does.
-    """
-    return _Convolution.apply(input, weight, bias, _direct)
-
-
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, input, weight, bias, convolve):
-        ctx.save_for_backward(input, weight)
-        return convolve(input, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        input, weight = ctx.saved_tensors
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = _convolve(grad_output, weight.flip(2, 3).transpose(0, 1), None)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(input, grad_output)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum((0, 2, 3))
-        return grad_input, grad_weight, grad_bias, None
-
-
-def _direct(x, weight, bias):
-    return F.conv2d(x, weight, bias, padding=1)
-
-
-def _convolve(x, weight, bias):
+def convolve(x, weight, bias, stride):
+    """``conv2d(x, weight, bias, padding=1)``; the result is channels last in memory."""
     (n, channels, height, width), out_channels = x.shape, len(weight)
     from_output, from_weight, from_input = _transforms(x.dtype)
     chunks = Chunks(x, out_channels)
@@ -144,12 +56,18 @@ def _convolve(x, weight, bias):
     return out
 
 
-def _channels_last(x, *shape):
-    # No view, since autograd forbids to change a view that a function returns (F.relu_).
-    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+def input_gradient(grad_output, x, weight, stride):
+    """The gradient by x of the convolution whose output has the gradient ``grad_output``.
+
+    It is channels last in memory, unless x is contiguous.
+    """
+    grad = convolve(grad_output, weight.flip(2, 3).transpose(0, 1), None, stride)
+    # Later operations on operands of two layouts would cost more than this copy.
+    return grad.contiguous() if x.is_contiguous() else grad
 
 
-def _weight_gradient(x, grad_output):
+def weight_gradient(grad_output, x, weight, stride):
+    """The gradient by the weight (D, C, 3, 3)."""
     channels, out_channels = x.shape[1], grad_output.shape[1]
     from_output, from_weight, from_input = _transforms(x.dtype)
     chunks = Chunks(x, out_channels)
@@ -166,12 +84,15 @@ def _weight_gradient(x, grad_output):
     return grad_weight.view(3, 3, channels, out_channels).permute(3, 2, 0, 1)
 
 
+def _channels_last(x, *shape):
+    # No view, since autograd forbids to change a view that a function returns (F.relu_).
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+
+
 def _to_whole_tiles(x):
-    """x (N, H, W, D), contiguous, with zeros added so that whole tiles cover it."""
+    """x (N, H, W, D) with zeros added so that whole tiles cover it."""
     below, right = -x.shape[1] % TILE, -x.shape[2] % TILE
-    if below or right:  # F.pad always copies
-        x = F.pad(x, (0, 0, 0, right, 0, below))
-    return x.contiguous()
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
 @lru_cache(maxsize=None)
