@@ -67,7 +67,7 @@ def conv2d(input, weight, bias, stride, padding, algorithm):
         weight (Tensor): (D, C, kernel height, kernel width).
         bias (Tensor or None): (D,).
         stride, padding (tuple[int, int]): of height and width.
-        algorithm (module): has ``convolve``, ``input_gradient`` and ``weight_gradient``.
+        algorithm (module): has ``convolve`` and ``gradients``.
 
     Returns:
         Tensor: (N, D, output height, output width).
@@ -87,12 +87,9 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        operands = (grad_output, *ctx.saved_tensors, ctx.stride)
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = ctx.algorithm.input_gradient(*operands)
-        if ctx.needs_input_grad[1]:
-            grad_weight = ctx.algorithm.weight_gradient(*operands)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum((0, 2, 3))
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_input, grad_weight = ctx.algorithm.gradients(
+            grad_output, *ctx.saved_tensors, ctx.stride, needs_input, needs_weight
+        )
+        grad_bias = grad_output.sum((0, 2, 3)) if needs_bias else None
         return grad_input, grad_weight, grad_bias, None, None, None

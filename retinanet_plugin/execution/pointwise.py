@@ -23,31 +23,37 @@ def convolve(x, weight, bias, stride):
     return out if bias is None else out.add_(bias[:, None, None])
 
 
-def input_gradient(grad_output, x, weight, stride):
-    """The gradient by x of the convolution whose output has the gradient ``grad_output``.
-
-    It is channels last in memory if x is.
+def gradients(grad_output, x, weight, stride, needs_input, needs_weight):
+    """Gradients by x and by the weight (D, C, 1, 1) of the convolution whose output has the
+    gradient ``grad_output``; None for one that is not needed. The first is channels last in memory
+    if x is.
     """
-    n, channels = x.shape[:2]
+    grad_output, weight = grad_output.flatten(2), weight.flatten(1)
+    return (
+        _input_gradient(grad_output, x, weight, stride) if needs_input else None,
+        _weight_gradient(grad_output, x, weight, stride) if needs_weight else None,
+    )
+
+
+def _input_gradient(grad_output, x, weight, stride):
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_last else torch.contiguous_format
-    shape = n, channels, *grad_output.shape[2:]
-    grad = torch.empty(shape, dtype=x.dtype, memory_format=layout)
-    for image, out in zip(grad_output.flatten(2), grad.view(n, channels, -1)):
-        torch.mm(weight.flatten(1).t(), image, out=out)
-    if stride == (1, 1):
+    inside = _strided(x, stride)
+    grad = torch.empty_like(inside, memory_format=layout)
+    for image, out in zip(grad_output, grad.view(*grad.shape[:2], -1)):
+        torch.mm(weight.t(), image, out=out)
+    if grad.shape == x.shape:
         return grad
     whole = torch.zeros_like(x, memory_format=layout)
     _strided(whole, stride).copy_(grad)
     return whole
 
 
-def weight_gradient(grad_output, x, weight, stride):
-    """The gradient by the weight (D, C, 1, 1)."""
-    grad = torch.zeros_like(weight.flatten(1))
-    for image, grad_image in zip(_strided(x, stride).flatten(2), grad_output.flatten(2)):
+def _weight_gradient(grad_output, x, weight, stride):
+    grad = torch.zeros_like(weight)
+    for image, grad_image in zip(_strided(x, stride).flatten(2), grad_output):
         grad.addmm_(grad_image, image.t())
-    return grad.view_as(weight)
+    return grad[:, :, None, None]
 
 
 def _strided(x, stride):

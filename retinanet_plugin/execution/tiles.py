@@ -12,8 +12,8 @@ CHUNK_SIZE = 1 << 22
 class Chunks:
     """The tiles of x (N, C, H, W), some images or some rows of an image at a time.
 
-    Attributes: ``rows`` and ``columns`` of tiles in an image; ``weight`` (36, C * D), memory for
-    what belongs to no chunk.
+    Attributes: ``n`` images, ``rows`` and ``columns`` of tiles in an image; ``weight`` and
+    ``total`` (36, C, D), memory for what belongs to no chunk.
     """
 
     def __init__(self, x, out_channels):
@@ -25,15 +25,17 @@ class Chunks:
         self.rows_a_chunk = min(self.rows, max(1, tiles // self.columns))
         tiles = self.images_a_chunk * self.rows_a_chunk * self.columns
         padded_pixels = (self.rows_a_chunk * TILE + 2) * (self.columns * TILE + 2)
+        weight_shape = PATCH**2, self.channels, out_channels
         sizes = [
-            PATCH**2 * self.channels * out_channels,
+            math.prod(weight_shape),
+            math.prod(weight_shape),
             self.images_a_chunk * padded_pixels * self.channels,
             tiles * max(PATCH**2 * self.channels, TILE**2 * out_channels),
             tiles * PATCH**2 * self.channels,
             tiles * PATCH**2 * out_channels,
         ]
-        weight, *self.memory = _workspace(x.dtype, sum(sizes)).split(sizes)
-        self.weight = weight.view(PATCH**2, -1)
+        weight, total, *self.memory = _workspace(x.dtype, sum(sizes)).split(sizes)
+        self.weight, self.total = weight.view(weight_shape), total.view(weight_shape)
 
     def __iter__(self):
         for image in range(0, self.n, self.images_a_chunk):

@@ -36,61 +36,101 @@ def suits(x, weight, stride, padding):
 
 def convolve(x, weight, bias, stride):
     """``conv2d(x, weight, bias, padding=1)``; the result is channels last in memory."""
-    (n, channels, height, width), out_channels = x.shape, len(weight)
-    from_output, from_weight, from_input = _transforms(x.dtype)
-    chunks = Chunks(x, out_channels)
-    weight = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    weight = torch.mm(from_weight, weight, out=chunks.weight).view(-1, channels, out_channels)
-    out = _channels_last(x, n, out_channels, chunks.rows * TILE, chunks.columns * TILE)
+    chunks = Chunks(x, len(weight))
+    out = _empty_tiles(chunks)
+    weight = _transform_weight(chunks, weight.permute(2, 3, 1, 0))
     for chunk in chunks:
-        patches = torch.mm(from_input, chunk.patches(x), out=chunk.transformed)
-        product = torch.bmm(patches.view(PATCH**2, -1, channels), weight, out=chunk.product)
-        if bias is not None:
-            product[ONES] += bias
-        tiles = torch.mm(from_output, product.flatten(1), out=chunk.tiles)
-        view = chunk.tiles_of(out.permute(0, 2, 3, 1))
-        view.copy_(tiles.view(view.shape))
-    if out.shape[2:] != (height, width):
-        whole_tiles, out = out, _channels_last(x, n, out_channels, height, width)
-        out.copy_(whole_tiles[:, :, :height, :width])
-    return out
+        _multiply(chunk, _transform_patches(chunk, x), weight, bias, out)
+    return _crop(out, x.shape[2:], torch.channels_last)
 
 
-def input_gradient(grad_output, x, weight, stride):
-    """The gradient by x of the convolution whose output has the gradient ``grad_output``.
+def gradients(grad_output, x, weight, stride, needs_input, needs_weight):
+    """Gradients by x and by the weight (D, C, 3, 3) of the convolution whose output has the
+    gradient ``grad_output``; None for one that is not needed.
 
-    It is channels last in memory, unless x is contiguous.
+    The first is a convolution of ``grad_output``. The second correlates it with x, with the same
+    patches: a patch of 6x6 and a tile of 4x4 of x, in the place of a weight, give 3x3 values, which
+    are summed over the tiles before they are transformed back. The gradient by x is channels last
+    in memory, unless x is contiguous.
     """
-    grad = convolve(grad_output, weight.flip(2, 3).transpose(0, 1), None, stride)
-    # Later operations on operands of two layouts would cost more than this copy.
-    return grad.contiguous() if x.is_contiguous() else grad
-
-
-def weight_gradient(grad_output, x, weight, stride):
-    """The gradient by the weight (D, C, 3, 3)."""
-    channels, out_channels = x.shape[1], grad_output.shape[1]
-    from_output, from_weight, from_input = _transforms(x.dtype)
-    chunks = Chunks(x, out_channels)
-    grad = _to_whole_tiles(grad_output.permute(0, 2, 3, 1))
-    total = chunks.weight.zero_().view(-1, channels, out_channels)
+    chunks = Chunks(grad_output, x.shape[1])
+    grad_input = grad_weight = None
+    if needs_input:
+        grad_input = _empty_tiles(chunks)
+        flipped_weight = _transform_weight(chunks, weight.flip(2, 3).permute(2, 3, 0, 1))
+    if needs_weight:
+        grad_weight = chunks.total.zero_()
+        tiles = _whole_tiles(x.permute(0, 2, 3, 1))
     for chunk in chunks:
-        view = chunk.tiles_of(grad)
-        chunk.tiles.view(view.shape).copy_(view)
-        torch.mm(from_output.t(), chunk.tiles, out=chunk.product.flatten(1))
-        patches = torch.mm(from_input, chunk.patches(x), out=chunk.transformed)
-        patches = patches.view(PATCH**2, -1, channels)
-        total.baddbmm_(patches.transpose(1, 2), chunk.product)
-    grad_weight = from_weight.t() @ total.flatten(1)
-    return grad_weight.view(3, 3, channels, out_channels).permute(3, 2, 0, 1)
+        patches = _transform_patches(chunk, grad_output)
+        if needs_input:
+            _multiply(chunk, patches, flipped_weight, None, grad_input)
+        if needs_weight:
+            _add_correlation(grad_weight, chunk, patches, tiles)
+    if needs_input:
+        # What meets x and its gradient later would take longer over two layouts than a copy does.
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        grad_input = _crop(grad_input, x.shape[2:], layout)
+    if needs_weight:
+        grad_weight = _transform_back(grad_weight).flip(2, 3)
+    return grad_input, grad_weight
 
 
-def _channels_last(x, *shape):
+def _transform_weight(chunks, weight):
+    """(36, C, D) from (3, 3, C, D)."""
+    _, from_weight, _ = _transforms(weight.dtype)
+    torch.mm(from_weight, weight.reshape(9, -1), out=chunks.weight.flatten(1))
+    return chunks.weight
+
+
+def _transform_back(weight):
+    """(C, D, 3, 3) from (36, C, D)."""
+    _, from_weight, _ = _transforms(weight.dtype)
+    kernels = from_weight.t() @ weight.flatten(1)
+    return kernels.view(3, 3, *weight.shape[1:]).permute(2, 3, 0, 1)
+
+
+def _transform_patches(chunk, x):
+    """(36, tiles, C) of x (N, C, H, W)."""
+    _, _, from_input = _transforms(x.dtype)
+    patches = torch.mm(from_input, chunk.patches(x), out=chunk.transformed)
+    return patches.view(PATCH**2, -1, x.shape[1])
+
+
+def _multiply(chunk, patches, weight, bias, out):
+    """Put the chunk's outputs into ``out`` (N, D, 4 * rows, 4 * columns)."""
+    from_output, _, _ = _transforms(out.dtype)
+    product = torch.bmm(patches, weight, out=chunk.product)
+    if bias is not None:
+        product[ONES] += bias
+    tiles = torch.mm(from_output, product.flatten(1), out=chunk.tiles)
+    view = chunk.tiles_of(out.permute(0, 2, 3, 1))
+    view.copy_(tiles.view(view.shape))
+
+
+def _add_correlation(total, chunk, patches, x):
+    """Add that of the patches (36, tiles, D) and the tiles of x (N, H, W, C) to (36, D, C)."""
+    from_output, _, _ = _transforms(x.dtype)
+    view = chunk.tiles_of(x)
+    chunk.tiles.view(view.shape).copy_(view)
+    torch.mm(from_output.t(), chunk.tiles, out=chunk.product.flatten(1))
+    total.baddbmm_(patches.transpose(1, 2), chunk.product)
+
+
+def _empty_tiles(chunks):
+    shape = chunks.n, chunks.out_channels, chunks.rows * TILE, chunks.columns * TILE
+    return torch.empty(shape, dtype=chunks.weight.dtype, memory_format=torch.channels_last)
+
+
+def _crop(x, size, layout):
+    if x.shape[2:] == size and x.is_contiguous(memory_format=layout):
+        return x
     # No view, since autograd forbids to change a view that a function returns (F.relu_).
-    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    return x[:, :, : size[0], : size[1]].clone(memory_format=layout)
 
 
-def _to_whole_tiles(x):
-    """x (N, H, W, D) with zeros added so that whole tiles cover it."""
+def _whole_tiles(x):
+    """x (N, H, W, C) with zeros added so that whole tiles cover it."""
     below, right = -x.shape[1] % TILE, -x.shape[2] % TILE
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
