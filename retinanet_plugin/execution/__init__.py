@@ -8,7 +8,12 @@ from torch import nn
 
 from ..errors import UserError
 from .convolutions import FastConvolutions
-from .frozen_bn import FoldedConv2d, InPlaceNormConv2d, join_frozen_batch_norms
+from .frozen_bn import (
+    FastNormConv2d,
+    FoldedConv2d,
+    InPlaceNormConv2d,
+    join_frozen_batch_norms,
+)
 
 
 class Execution(nn.Module):
@@ -79,8 +84,7 @@ class Execution(nn.Module):
 
     def prepare(self, model):
         """Lay the weights of ``model`` out as they are used, and join its frozen batch norms."""
-        conv_class = FoldedConv2d if self.fold_frozen_bn else InPlaceNormConv2d
-        join_frozen_batch_norms(model.backbone, conv_class)
+        join_frozen_batch_norms(model.backbone, self._norm_conv_class())
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -109,9 +113,15 @@ class Execution(nn.Module):
         return nullcontext()
 
     def _algorithms(self):
-        if self.fast_cpu_conv and not self.compiled:
-            return FastConvolutions()
-        return nullcontext()
+        return FastConvolutions() if self._is_fast_cpu_conv() else nullcontext()
+
+    def _norm_conv_class(self):
+        if self.fold_frozen_bn:
+            return FoldedConv2d
+        return FastNormConv2d if self._is_fast_cpu_conv() else InPlaceNormConv2d
+
+    def _is_fast_cpu_conv(self):
+        return self.fast_cpu_conv and not self.compiled
 
 
 def _network(backbone, head, in_features, images):

@@ -28,23 +28,29 @@ class FastConvolutions(TorchFunctionMode):
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    if _is_plain_float32(input, dilation, groups):
-        for algorithm in (pointwise, winograd):
-            if algorithm.suits(input, weight, _pair(stride), _pair(padding)):
-                return conv2d(input, weight, bias, _pair(stride), _pair(padding), algorithm)
-    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    stride, padding = _pair(stride), _pair(padding)
+    algorithm = algorithm_for(input, weight, stride, padding, _pair(dilation), groups)
+    if algorithm is None:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return conv2d(input, weight, bias, stride, padding, algorithm)
 
 
-def _is_plain_float32(input, dilation, groups):
-    return (
-        input.dtype == torch.float32
-        and input.device.type == "cpu"
-        and input.dim() == 4
-        and _pair(dilation) == (1, 1)
-        and groups == 1
-        and not _is_autocast()
-        and not torch.jit.is_tracing()  # an exported model has plain convolutions
-    )
+def _pair(value):
+    return (value, value) if isinstance(value, int) else value
+
+
+def algorithm_for(input, weight, stride, padding, dilation, groups):
+    """The module that computes a convolution faster than PyTorch does, or None."""
+    if input.dtype != torch.float32 or input.device.type != "cpu" or input.dim() != 4:
+        return None
+    if dilation != (1, 1) or groups != 1:
+        return None
+    if _is_autocast() or torch.jit.is_tracing():  # an exported model has plain convolutions
+        return None
+    for algorithm in (pointwise, winograd):
+        if algorithm.suits(input, weight, stride, padding):
+            return algorithm
+    return None
 
 
 def _is_autocast():
@@ -53,11 +59,7 @@ def _is_autocast():
     return torch.is_autocast_cpu_enabled()
 
 
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def conv2d(input, weight, bias, stride, padding, algorithm):
+def conv2d(input, weight, bias, stride, padding, algorithm, scale=None, shift=None):
     """``torch.nn.functional.conv2d`` by ``algorithm``, differentiable once.
 
     Where gradients are recorded, the output is PyTorch's and the gradients are the algorithm's.
@@ -68,28 +70,42 @@ def conv2d(input, weight, bias, stride, padding, algorithm):
         bias (Tensor or None): (D,).
         stride, padding (tuple[int, int]): of height and width.
         algorithm (module): has ``convolve`` and ``gradients``.
+        scale, shift (Tensor or None): (D,), what the output is multiplied by and what is added
+            then, as constants.
 
     Returns:
         Tensor: (N, D, output height, output width).
     """
-    if not torch.is_grad_enabled():
-        return algorithm.convolve(input, weight, bias, stride)
-    return _Convolution.apply(input, weight, bias, stride, padding, algorithm)
+    if torch.is_grad_enabled():
+        return _Convolution.apply(input, weight, bias, scale, shift, stride, padding, algorithm)
+    return _normalise(algorithm.convolve(input, weight, bias, stride), scale, shift)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, weight, bias, stride, padding, algorithm):
-        ctx.save_for_backward(input, weight)
+    def forward(ctx, input, weight, bias, scale, shift, stride, padding, algorithm):
+        ctx.save_for_backward(input, weight, scale)
         ctx.stride, ctx.algorithm = stride, algorithm
-        return F.conv2d(input, weight, bias, stride, padding)
+        # What conv2d calls; conv2d itself would come back to FastConvolutions.
+        out = torch.convolution(input, weight, bias, stride, padding, (1, 1), False, (0, 0), 1)
+        return _normalise(out, scale, shift)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        input, weight, scale = ctx.saved_tensors
+        if scale is not None:  # of the small weight, and not of the large grad_output
+            weight = weight * scale[:, None, None, None]
         grad_input, grad_weight = ctx.algorithm.gradients(
-            grad_output, *ctx.saved_tensors, ctx.stride, needs_input, needs_weight
+            grad_output, input, weight, ctx.stride, needs_input, needs_weight
         )
         grad_bias = grad_output.sum((0, 2, 3)) if needs_bias else None
-        return grad_input, grad_weight, grad_bias, None, None, None
+        if scale is not None:
+            grad_weight = grad_weight * scale[:, None, None, None] if needs_weight else None
+            grad_bias = grad_bias * scale if needs_bias else None
+        return grad_input, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _normalise(x, scale, shift):
+    return x if scale is None else x.mul_(scale[:, None, None]).add_(shift[:, None, None])
