@@ -92,7 +92,7 @@ def test_channels_last_has_stocks_losses_and_gradients(case, small_cfg):
 def test_channels_last_has_stocks_detections(small_cfg):
     # Group norm keeps logits moderate: where many scores are 1, rounding chooses among equals.
     cfg = switched(small_cfg, "CHANNELS_LAST")
-    test_parity.test_detections_equal_stock("group norm in the head", cfg)
+    test_parity.check_detections_equal_stock("group norm in the head", cfg)
 
 
 def test_channels_last_copies_no_head_output(small_cfg):
@@ -114,7 +114,7 @@ def test_fast_convolutions_have_stocks_losses_and_gradients(case, small_cfg, fas
 
 
 def test_fast_convolutions_have_stocks_detections(small_cfg, fast_small):
-    test_parity.test_detections_equal_stock("group norm in the head", small_cfg)
+    test_parity.check_detections_equal_stock("group norm in the head", small_cfg)
 
 
 def test_without_fast_convolutions_the_same_losses_to_the_last_bit(small_cfg, fast_small):
@@ -190,13 +190,14 @@ def test_norm_in_place_equals_detectron2s_to_the_last_bit_in_training(
 @pytest.mark.parametrize("conv_class", IN_PLACE)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_in_place_equals_detectron2s_in_inference(conv_class, geometry, dtype, fast_small):
+def test_norm_in_place_is_detectron2s_in_inference(conv_class, geometry, dtype, fast_small):
     conv = conv_with_frozen_norm(*geometry)
     x = torch.randn(2, 4, 9, 9)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), torch.no_grad():
         out, expected = joined(conv, conv_class)(x), conv(x)
     assert out.dtype == expected.dtype
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    rounding = 1 if conv_class is FastNormConv2d else 0
+    torch.testing.assert_close(out, expected, rtol=1e-4 * rounding, atol=1e-5 * rounding)
 
 
 def test_trained_norms_are_not_joined():

@@ -7,36 +7,32 @@ from .convolutions import algorithm_for, conv2d
 
 
 class InPlaceNormConv2d(Conv2d):
-    """A convolution whose frozen batch norm changes its output in place.
-
-    Results are Detectron2's: to the last bit where gradients are recorded, else up to rounding.
-    On a CPU, new memory for an output costs more than its arithmetic.
+    """A convolution whose frozen batch norm changes its output in place where gradients are
+    recorded. Results are Detectron2's to the last bit.
     """
 
     def forward(self, x):
         x = F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
-        if x.requires_grad or _is_cpu_inference(x):
+        if self._is_normed_in_place(x):
             scale, shift = _scale_and_shift(self.norm)
             x = x.mul_(scale.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])
         else:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
 
-
-def _is_cpu_inference(x):
-    # Elsewhere, and for frozen layers in training, Detectron2's norm is another operation: it takes
-    # one kernel, keeps float32 beside 16-bit activations, and is known to exporters.
-    is_cpu_float32 = x.device.type == "cpu" and x.dtype == torch.float32
-    return is_cpu_float32 and not torch.is_grad_enabled() and not torch.jit.is_tracing()
+    def _is_normed_in_place(self, x):
+        return x.requires_grad  # elsewhere Detectron2's norm is another operation
 
 
 class FastNormConv2d(InPlaceNormConv2d):
     """The same by the algorithms of :mod:`retinanet_plugin.execution.convolutions`.
 
-    Outputs are the same to the last bit where gradients are recorded. The gradients take the norm's
-    scale from the weight, which saves a pass over the output's gradient.
+    Outputs stay the same to the last bit where gradients are recorded, and up to rounding in
+    inference, which works in place on a CPU: new memory for an output costs it more than the
+    arithmetic. Gradients take the norm's scale from the weight, which saves a pass over the
+    gradient of the output.
     """
 
     def forward(self, x):
@@ -48,6 +44,11 @@ class FastNormConv2d(InPlaceNormConv2d):
         norm = _scale_and_shift(self.norm)
         x = conv2d(x, self.weight, self.bias, *geometry, algorithm, *norm)
         return x if self.activation is None else self.activation(x)
+
+    def _is_normed_in_place(self, x):
+        is_cpu_float32 = x.device.type == "cpu" and x.dtype == torch.float32
+        is_inference = not torch.is_grad_enabled() and not torch.jit.is_tracing()
+        return x.requires_grad or (is_cpu_float32 and is_inference)
 
 
 class FoldedConv2d(Conv2d):
