@@ -78,7 +78,8 @@ def conv2d(input, weight, bias, stride, padding, algorithm, scale=None, shift=No
     """
     if torch.is_grad_enabled():
         return _Convolution.apply(input, weight, bias, scale, shift, stride, padding, algorithm)
-    return _normalise(algorithm.convolve(input, weight, bias, stride), scale, shift)
+    out = algorithm.convolve(input, weight, bias, stride)
+    return out if scale is None else normalise(out, scale, shift)
 
 
 class _Convolution(torch.autograd.Function):
@@ -88,7 +89,7 @@ class _Convolution(torch.autograd.Function):
         ctx.stride, ctx.algorithm = stride, algorithm
         # What conv2d calls; conv2d itself would come back to FastConvolutions.
         out = torch.convolution(input, weight, bias, stride, padding, (1, 1), False, (0, 0), 1)
-        return _normalise(out, scale, shift)
+        return out if scale is None else normalise(out, scale, shift)
 
     @staticmethod
     @once_differentiable
@@ -107,5 +108,6 @@ class _Convolution(torch.autograd.Function):
         return grad_input, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _normalise(x, scale, shift):
-    return x if scale is None else x.mul_(scale[:, None, None]).add_(shift[:, None, None])
+def normalise(x, scale, shift):
+    """Multiply x (N, D, H, W) by ``scale`` and add ``shift``, (D,) each, in place."""
+    return x.mul_(scale.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])

@@ -3,24 +3,29 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 
-from .convolutions import algorithm_for, conv2d
+from .convolutions import algorithm_for, conv2d, normalise
 
 
-class InPlaceNormConv2d(Conv2d):
+class _JoinedConv2d(Conv2d):
+    """One of Detectron2's convolutions, which joins its norm as subclasses say."""
+
+    def forward(self, x):
+        x = self._convolve_and_normalise(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class InPlaceNormConv2d(_JoinedConv2d):
     """A convolution whose frozen batch norm changes its output in place where gradients are
     recorded. Results are Detectron2's to the last bit.
     """
 
-    def forward(self, x):
+    def _convolve_and_normalise(self, x):
         x = F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
         if self._is_normed_in_place(x):
-            scale, shift = _scale_and_shift(self.norm)
-            x = x.mul_(scale.to(x.dtype)[:, None, None]).add_(shift.to(x.dtype)[:, None, None])
-        else:
-            x = self.norm(x)
-        return x if self.activation is None else self.activation(x)
+            return normalise(x, *_scale_and_shift(self.norm))
+        return self.norm(x)
 
     def _is_normed_in_place(self, x):
         return x.requires_grad  # elsewhere Detectron2's norm is another operation
@@ -35,15 +40,16 @@ class FastNormConv2d(InPlaceNormConv2d):
     gradient of the output.
     """
 
-    def forward(self, x):
+    def _convolve_and_normalise(self, x):
         geometry = self.stride, self.padding
         is_frozen = torch.is_grad_enabled() and not self.weight.requires_grad
-        algorithm = algorithm_for(x, self.weight, *geometry, self.dilation, self.groups)
-        if is_frozen or algorithm is None:
-            return super().forward(x)
+        algorithm = None
+        if not is_frozen:
+            algorithm = algorithm_for(x, self.weight, *geometry, self.dilation, self.groups)
+        if algorithm is None:
+            return super()._convolve_and_normalise(x)
         norm = _scale_and_shift(self.norm)
-        x = conv2d(x, self.weight, self.bias, *geometry, algorithm, *norm)
-        return x if self.activation is None else self.activation(x)
+        return conv2d(x, self.weight, self.bias, *geometry, algorithm, *norm)
 
     def _is_normed_in_place(self, x):
         is_cpu_float32 = x.device.type == "cpu" and x.dtype == torch.float32
@@ -51,7 +57,7 @@ class FastNormConv2d(InPlaceNormConv2d):
         return x.requires_grad or (is_cpu_float32 and is_inference)
 
 
-class FoldedConv2d(Conv2d):
+class FoldedConv2d(_JoinedConv2d):
     """A convolution whose weight and bias take its frozen batch norm in, anew in every call.
 
     ``norm(conv(x, w)) = conv(x, scale * w) + shift`` for the constants scale and shift of each
@@ -59,13 +65,12 @@ class FoldedConv2d(Conv2d):
     loaded. Gradients reach ``w`` through ``scale * w``. Results differ by rounding alone.
     """
 
-    def forward(self, x):
+    def _convolve_and_normalise(self, x):
         scale, shift = _scale_and_shift(self.norm)
         if self.bias is not None:
             shift = shift + self.bias * scale
         weight = self.weight * scale[:, None, None, None]
-        x = F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
-        return x if self.activation is None else self.activation(x)
+        return F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
 
 
 def _scale_and_shift(norm):
