@@ -1,5 +1,6 @@
 """Packaging. Neither torch nor Detectron2 is a requirement: their builds depend on the CUDA of the
 machine, and this package works with the ones that are there."""
+
 import re
 from pathlib import Path
 

@@ -4,6 +4,7 @@
 python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml \\
     --num-gpus 8 --opts OUTPUT_DIR output/r50
 """
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results

@@ -4,6 +4,7 @@ All have the same images and boxes, this package and Detectron2's the same archi
 turn, several times, in one process; peak memory is measured in processes of their own. Writes
 benchmark.json and benchmark.md.
 """
+
 import argparse
 import json
 import os

@@ -1,4 +1,5 @@
 """Seconds and bytes: functions in turn, parts of a step, peak memory, the machine's own rate."""
+
 import ctypes
 import functools
 import multiprocessing

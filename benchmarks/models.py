@@ -1,4 +1,5 @@
 """What is measured: this package's RetinaNet, Detectron2's and torchvision's, on the same input."""
+
 import contextlib
 import functools
 from dataclasses import dataclass

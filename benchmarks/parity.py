@@ -1,4 +1,5 @@
 """How far this package's numbers are from Detectron2's, with the same weights and input."""
+
 import torch
 from models import OURS, STOCK, Subject
 
@@ -26,8 +27,7 @@ def differences(workload):
     return {
         "loss": abs(losses[0].item() / losses[1].item() - 1),
         "gradient": max(
-            ((grads[0][name] - grad).norm() / grad.norm()).item()
-            for name, grad in grads[1].items()
+            ((grads[0][name] - grad).norm() / grad.norm()).item() for name, grad in grads[1].items()
         ),
         **_detections(ours.infer(), stock.infer()),
     }

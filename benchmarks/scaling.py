@@ -4,6 +4,7 @@ This package beside Detectron2's RetinaNet, ResNet-50, float32, on the CPU unles
 One quantity varies at a time; the others are 2 images of 240x320 with 10 boxes each and 80 classes.
 Writes scaling.json and scaling.png; less than 10 minutes on two cores.
 """
+
 import argparse
 import json
 import os

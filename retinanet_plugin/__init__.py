@@ -5,6 +5,7 @@ Reuse from another Detectron2 project::
     from retinanet_plugin import add_retinanet_config
     add_retinanet_config(cfg)  # then: cfg.MODEL.META_ARCHITECTURE = "ModularRetinaNet"
 """
+
 try:
     import detectron2  # noqa: F401
 except ImportError as error:

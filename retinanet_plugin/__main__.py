@@ -1,4 +1,5 @@
 """``python -m retinanet_plugin COMMAND``: what people run besides training."""
+
 import argparse
 
 from .commands import COMMANDS

@@ -1,4 +1,5 @@
 """FPN P3-P7 over any bottom-up network (Lin et al., arXiv 1708.02002, section 4)."""
+
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -54,4 +55,3 @@ def build_fpn_p3p7_backbone(cfg, input_shape):
         top_block=LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, in_feature=source),
         fuse_type=fpn.FUSE_TYPE,
     )
-

@@ -1,4 +1,5 @@
 """Every place where Detectron2 0.5, 0.6 and main differ for this package."""
+
 import inspect
 
 import torch

@@ -1,4 +1,5 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
+
 import difflib
 
 import yaml

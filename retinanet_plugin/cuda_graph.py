@@ -1,4 +1,5 @@
 """Training steps as CUDA graphs: one launch for all kernels of a forward, one for a backward."""
+
 import torch
 from detectron2.utils import comm
 from torch import nn

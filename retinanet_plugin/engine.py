@@ -1,4 +1,5 @@
 """Detectron2's DefaultTrainer with evaluators, and everything that is checked before it starts."""
+
 import contextlib
 import os
 import sys

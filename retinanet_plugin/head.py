@@ -1,4 +1,5 @@
 """The two subnets of RetinaNet (Lin et al., arXiv 1708.02002, section 4)."""
+
 import math
 
 from detectron2.config import configurable
@@ -24,8 +25,9 @@ class RetinaNetHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, in_channels, num_levels, num_classes, num_anchors, num_convs, norm,
-                 prior_prob):
+    def __init__(
+        self, *, in_channels, num_levels, num_classes, num_anchors, num_convs, norm, prior_prob
+    ):
         """
         Args:
             in_channels (int): of every feature level, and of every hidden convolution.

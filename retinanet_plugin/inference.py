@@ -1,4 +1,5 @@
 """From head outputs to detections: threshold, top-k, decoding, NMS."""
+
 import math
 
 import torch
@@ -19,8 +20,15 @@ class RetinaNetInference(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, box2box_transform, score_thresh, topk_candidates, nms_thresh,
-                 max_detections_per_image):
+    def __init__(
+        self,
+        *,
+        box2box_transform,
+        score_thresh,
+        topk_candidates,
+        nms_thresh,
+        max_detections_per_image,
+    ):
         """
         Args:
             box2box_transform (Box2BoxTransform): from deltas to boxes.

@@ -1,4 +1,5 @@
 """ModularRetinaNet: the wiring of backbone, head, matcher, losses and inference. Read it first."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import (
@@ -31,9 +32,26 @@ class ModularRetinaNet(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, backbone, anchor_generator, head, matcher, cls_loss, box_loss, inference,
-                 num_classes, in_features, box_loss_weight, pixel_mean, pixel_std, vis_period=0,
-                 input_format="BGR", execution=None, cuda_graphs=None):
+    def __init__(
+        self,
+        *,
+        backbone,
+        anchor_generator,
+        head,
+        matcher,
+        cls_loss,
+        box_loss,
+        inference,
+        num_classes,
+        in_features,
+        box_loss_weight,
+        pixel_mean,
+        pixel_std,
+        vis_period=0,
+        input_format="BGR",
+        execution=None,
+        cuda_graphs=None,
+    ):
         """
         Args:
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
@@ -210,8 +228,9 @@ class ModularRetinaNet(nn.Module):
             )
         )
 
-    def scaled_losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes,
-                      masked):
+    def scaled_losses(
+        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes, masked
+    ):
         """:meth:`losses`, which says what the arguments are, in tensors alone.
 
         ``masked`` (bool) is whether the box loss runs on all anchors, so that shapes are fixed

@@ -1,4 +1,5 @@
 """What the tests share: small configs, small batches, a small data set on disk."""
+
 import json
 import os
 import sys

@@ -1,4 +1,5 @@
 """Box losses: Detectron2's own values, no foreground, boxes without area, anchors under a mask."""
+
 import detectron2.modeling.box_regression as d2
 import pytest
 import torch

@@ -1,4 +1,5 @@
 """Alpha for each class: given in the config, or derived from the training data's counts."""
+
 import logging
 
 import pytest

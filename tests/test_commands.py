@@ -1,4 +1,5 @@
 """python -m retinanet_plugin COMMAND, in this process."""
+
 import json
 import subprocess
 import sys

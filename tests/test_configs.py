@@ -1,4 +1,5 @@
 """The configs that are shipped: each builds, and says what Detectron2's zoo says."""
+
 from pathlib import Path
 
 import detectron2

@@ -1,4 +1,5 @@
 """Fast algorithms compute the convolution, forward and backward, to float32's rounding."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """The demo data set: the same bytes for the same seed, tight boxes, val digits unseen in train."""
+
 import hashlib
 import json
 

@@ -1,4 +1,5 @@
 """Several processes: gradients are the mean of what each process alone would have."""
+
 import copy
 import os
 

@@ -1,4 +1,5 @@
 """A user's mistake ends in one sentence before training starts: what, where, and the remedy."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,5 @@
 """From head outputs to detections, by hand."""
+
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes

@@ -1,4 +1,5 @@
 """Classification losses: formulas, identities, extreme numbers, memory, and a loss of one's own."""
+
 import fvcore.nn
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_equals_fvcore(alpha, gamma):
 
 @pytest.mark.parametrize(("p_t", "times", "within"), [(0.9, 100, 1e-3), (0.968, 1000, 30)])
 def test_easy_examples_as_in_the_paper(p_t, times, within):
-    """"With gamma = 2, an example classified with p_t = 0.9 would have 100 times lower loss"."""
+    """ "With gamma = 2, an example classified with p_t = 0.9 would have 100 times lower loss"."""
     logits, labels = torch.tensor([[p_t]]).logit(), torch.tensor([0])
     cross_entropy_of_it = build_loss("CrossEntropyLoss")([logits], [labels], None)
     focal_loss_of_it = sigmoid_focal_loss(logits, labels, alpha=-1, gamma=2)

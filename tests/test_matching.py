@@ -1,4 +1,5 @@
 """Matching of anchors with ground-truth boxes: by IoU as Detectron2 does it, and by ATSS."""
+
 import math
 
 import pytest
@@ -174,8 +175,12 @@ def test_no_more_ious_at_once_than_memory_allows(monkeypatch):
 
 @pytest.mark.parametrize(
     ("thresholds", "labels"),
-    [((0.5,), (0, 1)), ((0.3, 0.3, 0.7), (0, 1, -1, 1)), ((0.4, 0.5), (1, -1, 0)),
-     ((0.1, 0.6), (-1, 0, 1))],
+    [
+        ((0.5,), (0, 1)),
+        ((0.3, 0.3, 0.7), (0, 1, -1, 1)),
+        ((0.4, 0.5), (1, -1, 0)),
+        ((0.1, 0.6), (-1, 0, 1)),
+    ],
 )
 def test_any_bands(thresholds, labels):
     images = [instances(random_boxes(60, seed=1)), instances([[500.0, 500.0, 510.0, 510.0]])]

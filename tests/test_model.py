@@ -1,4 +1,5 @@
 """Shapes, gradients, the moving average and precision of the whole model."""
+
 import copy
 
 import pytest

@@ -1,4 +1,5 @@
 """Online hard example mining against loops over anchors that read as the paper does."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """With the same weights, the same numbers as Detectron2's own RetinaNet."""
+
 import pytest
 import torch
 from conftest import make_batch

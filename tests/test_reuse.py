@@ -1,4 +1,5 @@
 """How other projects use the package: its parts, its registration, its packaging."""
+
 import shutil
 import subprocess
 import sys

@@ -3,6 +3,7 @@
 No GPU is needed: fake tensors have a CUDA device and a shape but no values, and refuse every
 operation that would read one.
 """
+
 import contextlib
 import copy
 import pickle

@@ -1,4 +1,5 @@
 """Switches of precision, memory layout and compilation: what they change and what they must not."""
+
 import copy
 import pickle
 from functools import partial

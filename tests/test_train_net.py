@@ -1,4 +1,5 @@
 """train_net.py as a user runs it: train, resume, evaluate, in processes of their own."""
+
 import json
 import re
 import subprocess
@@ -110,7 +111,9 @@ def test_both_forms_of_options(form):
 
 
 def test_all_options_of_the_contract():
-    options = "--resume --eval-only --num-gpus 2 --num-machines 3 --machine-rank 1 --dist-url tcp://x"
+    options = (
+        "--resume --eval-only --num-gpus 2 --num-machines 3 --machine-rank 1 --dist-url tcp://x"
+    )
     args = argument_parser().parse_args(options.split())
     assert (args.resume, args.eval_only, args.dist_url) == (True, True, "tcp://x")
     assert (args.num_gpus, args.num_machines, args.machine_rank) == (2, 3, 1)

@@ -2,6 +2,7 @@
 
 The interpreter runs the kernel's formula and indices, with NumPy in place of the GPU.
 """
+
 import math
 import multiprocessing
 import sys

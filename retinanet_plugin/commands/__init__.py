@@ -2,6 +2,7 @@
 
 A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args)`` does.
 """
+
 from . import compare_losses, digits, focal_loss_figures, visualize
 
 COMMANDS = {

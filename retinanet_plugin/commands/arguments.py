@@ -1,4 +1,5 @@
 """Options that several commands have."""
+
 import argparse
 
 from ..config import load_config

@@ -4,6 +4,7 @@ Every loss is trained from the same seeds with the same budget. Each has the sam
 learning rates: the best one for the first seed is used for the others. Finished runs are kept, and
 a call that was stopped goes on where it was. Writes results.md and results.png.
 """
+
 import contextlib
 import itertools
 import json
@@ -62,9 +63,7 @@ def run(args):
     check_config(cfg)
     check_datasets(cfg)
     if len(cfg.DATASETS.TEST) != 1 or check_evaluator_type(cfg.DATASETS.TEST[0]) != "coco":
-        raise UserError(
-            f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format"
-        )
+        raise UserError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format")
     check_weights(cfg.MODEL.WEIGHTS)
     check_model(cfg)
     experiment = _Experiment(cfg, args.jobs)

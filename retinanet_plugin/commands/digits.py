@@ -1,4 +1,5 @@
 """Write the digits data set: handwritten digits on photographs, in COCO's format."""
+
 from ..errors import UserError
 from .arguments import natural_number
 

@@ -3,6 +3,7 @@
 Figure 1: the loss against the probability of the truth. Figure 4: how the loss is shared among the
 entries of a trained model, over images of the first of DATASETS.TEST; MODEL.WEIGHTS names it.
 """
+
 import itertools
 import os
 

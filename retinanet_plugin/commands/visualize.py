@@ -4,6 +4,7 @@ For each of some images, evenly spread over the first of DATASETS.TEST: on the l
 missed boxes in orange; on the right the detections, hits (IoU >= 0.5, right class) in green, false
 alarms in red.
 """
+
 import json
 import os
 from collections import defaultdict

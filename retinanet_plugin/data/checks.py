@@ -1,4 +1,5 @@
 """What training or evaluation would stumble over in the data, found before either starts."""
+
 import difflib
 import os
 from collections import defaultdict

@@ -1,4 +1,5 @@
 """Alpha for each class from how often the training data show it."""
+
 import logging
 
 from detectron2.data import get_detection_dataset_dicts

@@ -1,4 +1,5 @@
 """Data sets in COCO's format: registered from a config, read with errors that a user can mend."""
+
 import json
 import math
 import os

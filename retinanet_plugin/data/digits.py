@@ -3,6 +3,7 @@
 The digits are the 1,797 scans of the UCI set (8x8 grey values) and the backgrounds the two
 photographs that scikit-learn carries.
 """
+
 import json
 import os
 import shutil
@@ -127,9 +128,7 @@ def _draw_ink(glyph, size):
     """Opacity 0..1 of a digit, cropped to its ink, with ``size`` pixels on the longer side."""
     # A margin of one cell keeps the strokes at the border from being cut.
     scale = 8
-    smooth = cv2.resize(
-        np.pad(glyph, 1), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC
-    )
+    smooth = cv2.resize(np.pad(glyph, 1), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     ys, xs = np.nonzero(smooth > 0.5)
     smooth = smooth[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
     h, w = (max(1, round(side * size / max(smooth.shape))) for side in smooth.shape)

@@ -1,4 +1,5 @@
 """How backbone and head are run: precision, memory layout, algorithms, compilation."""
+
 import functools
 from contextlib import nullcontext
 
@@ -43,8 +44,15 @@ class Execution(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, bfloat16=False, channels_last=False, fold_frozen_bn=False,
-                 fast_cpu_conv=True, compiled=False):
+    def __init__(
+        self,
+        *,
+        bfloat16=False,
+        channels_last=False,
+        fold_frozen_bn=False,
+        fast_cpu_conv=True,
+        compiled=False,
+    ):
         """
         Args:
             bfloat16, channels_last, fold_frozen_bn, fast_cpu_conv, compiled (bool): see the class.
@@ -130,7 +138,7 @@ def _network(backbone, head, in_features, images):
     return (features, *head(features))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled_network():
     # A function and not a module, and not kept by a model: parameters keep their names, and a
     # model can be copied and pickled. With dynamic=True one graph serves many sizes of images.

@@ -1,4 +1,5 @@
 """Which algorithm a convolution takes on a CPU, in training and inference."""
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable

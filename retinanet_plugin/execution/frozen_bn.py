@@ -1,4 +1,5 @@
 """Frozen batch norm within the memory, or within the weights, of the convolution before it."""
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d

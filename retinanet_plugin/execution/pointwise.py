@@ -3,6 +3,7 @@
 PyTorch's kernels on CPUs have memory layouts of their own. Converting to and from them costs as
 much as the convolution itself where a 1x1 kernel has few channels or a stride.
 """
+
 import torch
 import torch.nn.functional as F
 

@@ -1,4 +1,5 @@
 """Tiles of outputs and patches of inputs of a 3x3 convolution, a chunk of them at a time."""
+
 import math
 import threading
 

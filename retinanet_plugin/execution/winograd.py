@@ -5,9 +5,10 @@ tile of 4x4 outputs comes from a patch of 6x6 inputs by 36 products instead of 1
 transforms of input, weight and output. On GPUs cuDNN chooses such algorithms by itself; what
 PyTorch uses on CPUs does not.
 """
+
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,7 @@ def _whole_tiles(x):
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
-@lru_cache(maxsize=None)
+@cache
 def _transforms(dtype):
     """A^T (16, 36), G (36, 9) and B^T (36, 36) of the paper, each for both directions at once."""
     others = [[q for q in POINTS if q != p] for p in POINTS]

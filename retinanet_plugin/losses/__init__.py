@@ -1,4 +1,5 @@
 """Classification and box losses, each in the registry that the config chooses it from."""
+
 from .box import BOX_LOSS_REGISTRY, IoUBoxLoss, SmoothL1BoxLoss
 from .classification import (
     CLS_LOSS_REGISTRY,

@@ -1,4 +1,5 @@
 """Alpha, the weight of foreground entries: one number, or one for each class."""
+
 from ..errors import UserError
 
 # The value of FOCAL_LOSS_ALPHA_PER_CLASS that stands for alphas from the data set's class counts.
@@ -22,9 +23,7 @@ def alpha_from_config(cfg):
         return AUTO
     key = "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS"
     if not isinstance(per_class, (list, tuple)):
-        raise UserError(
-            f"{key} is {per_class!r}: write a list of {num_classes} numbers, or 'auto'"
-        )
+        raise UserError(f"{key} is {per_class!r}: write a list of {num_classes} numbers, or 'auto'")
     if len(per_class) != num_classes:
         raise UserError(
             f"{key} has {len(per_class)} values but MODEL.RETINANET.NUM_CLASSES is {num_classes}: "

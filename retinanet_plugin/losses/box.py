@@ -1,4 +1,5 @@
 """Box losses, of each foreground anchor."""
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """Sigmoid losses for classification: their registry, their base, and cross entropy."""
+
 import torch
 from detectron2.config import configurable
 from fvcore.common.registry import Registry

@@ -2,6 +2,7 @@
 
 Those look at values, for which a GPU has to be waited for, so that no CUDA graph can hold them.
 """
+
 import math
 
 import torch

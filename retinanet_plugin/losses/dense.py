@@ -7,6 +7,7 @@ phi grows with the error -x_t. Cross entropy is ``phi = softplus``.
 The pass is made of PyTorch's operations, for any phi. On a GPU, the focal loss and cross entropy
 take one kernel in its place.
 """
+
 import functools
 import logging
 
@@ -109,7 +110,7 @@ def _kernel_for(pred_logits, terms):
     return kernel if kernel is not None and kernel.can_run(pred_logits) else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _triton_focal(device, dtype):
     """The module ``triton_focal``, or None where it does not work.
 
@@ -183,9 +184,7 @@ def _chunks(tensors):
     if first.device.type == "cpu":
         size *= torch.get_num_threads()
     order = sorted(range(first.dim() - 1), key=first.stride, reverse=True)
-    tensors = [
-        t if t is None else t.permute(*order, *range(len(order), t.dim())) for t in tensors
-    ]
+    tensors = [t if t is None else t.permute(*order, *range(len(order), t.dim())) for t in tensors]
     return _split(tensors, size)
 
 

@@ -1,4 +1,5 @@
 """The focal loss and its variant FL*, which focus on the hard entries."""
+
 import torch.nn.functional as F
 from detectron2.config import configurable
 

@@ -1,8 +1,9 @@
 """A box loss on the foreground anchors of all levels: picked out, or all anchors under a mask."""
 
 
-def foreground_box_loss(box_loss, foreground, pred_anchor_deltas, anchors, matched_gt_boxes,
-                        masked):
+def foreground_box_loss(
+    box_loss, foreground, pred_anchor_deltas, anchors, matched_gt_boxes, masked
+):
     """Sum of a box loss over the foreground anchors of a batch.
 
     Args:

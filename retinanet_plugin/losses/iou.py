@@ -3,6 +3,7 @@
 The values of fvcore's and Detectron2's, which index by masks and check boxes: both wait for a GPU.
 All take boxes (F, 4), x1 y1 x2 y2 with x1 <= x2 and y1 <= y2, and return losses (F,).
 """
+
 import math
 
 import torch

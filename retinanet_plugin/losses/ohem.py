@@ -1,4 +1,5 @@
 """Online hard example mining: cross entropy on the anchors of an image with the highest loss."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import nms

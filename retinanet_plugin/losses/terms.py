@@ -1,4 +1,5 @@
 """The focal loss of one entry, and its derivative."""
+
 from dataclasses import dataclass
 
 import torch

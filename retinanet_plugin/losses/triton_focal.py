@@ -4,6 +4,7 @@ Each logit is read once, each gradient written once, and nothing else of their s
 formula is that of :class:`retinanet_plugin.losses.terms.FocalTerms`. Importing this file needs
 Triton, which PyTorch's CUDA builds bring.
 """
+
 import math
 
 import torch

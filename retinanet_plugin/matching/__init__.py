@@ -4,6 +4,7 @@
 IoUs that matter without the whole matrix, ``dense.py`` computes all of them where shapes have to
 be fixed; ``targets.py`` is what matchers share.
 """
+
 from .atss import ATSSMatcher
 from .iou import MATCHER_REGISTRY, IoUMatcher
 from .targets import padded_truth

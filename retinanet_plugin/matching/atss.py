@@ -1,4 +1,5 @@
 """Which anchors see which ground-truth boxes, by a threshold of IoU that every box sets itself."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Boxes

@@ -1,4 +1,5 @@
 """IoU of boxes and anchors where it matters, found through blocks of neighbouring anchors."""
+
 import torch
 
 # Anchors of a block: smaller blocks have sharper bounds, larger ones are fewer to bound.

@@ -1,4 +1,5 @@
 """The IoUs of all anchors and boxes, in fixed shapes: for GPUs, which it never waits for."""
+
 import torch
 
 from .blocks import iou_of

@@ -1,4 +1,5 @@
 """Which anchors see which ground-truth boxes, by IoU: Detectron2's labels without its matrix."""
+
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Boxes
@@ -37,8 +38,16 @@ class IoUMatcher(nn.Module):
     static = True
 
     @configurable
-    def __init__(self, *, num_classes, iou_thresholds, iou_labels, skip_unreached_boxes=False,
-                 low_quality_to_cause=False, memory_mb=16):
+    def __init__(
+        self,
+        *,
+        num_classes,
+        iou_thresholds,
+        iou_labels,
+        skip_unreached_boxes=False,
+        low_quality_to_cause=False,
+        memory_mb=16,
+    ):
         """
         Args:
             num_classes (int): K, the label of background.

@@ -1,4 +1,5 @@
 """What every matcher shares: ground truth in one piece, the best box of an anchor, its targets."""
+
 import torch
 
 # Fewest boxes that ground truth is padded to.
