@@ -45,12 +45,12 @@ def add_retinanet_config(cfg):
     retinanet.BFLOAT16 = False
     # Images, features and weights in torch.channels_last; results differ by rounding alone.
     retinanet.CHANNELS_LAST = False
-    # Frozen batch norms are folded into the weights of their convolutions, in every forward;
-    # results differ by rounding alone.
-    retinanet.FOLD_FROZEN_BN = False
-    # On a CPU in float32, gradients of convolutions, and convolutions themselves in inference, take
-    # algorithms that are faster than PyTorch's; losses stay the same, the rest differs by rounding.
+    # On a CPU with AVX2 but not AVX-512, in float32, gradients of convolutions, and convolutions
+    # themselves in inference, take algorithms that are faster than PyTorch's there; losses stay the
+    # same, the rest differs by rounding.
     retinanet.FAST_CPU_CONV = True
+    # On CUDA, the focal loss and cross entropies are one Triton kernel.
+    retinanet.TRITON_LOSS = True
     # Backbone and head go through torch.compile (PyTorch 2.0); this changes more than rounding.
     retinanet.COMPILE = False
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).
