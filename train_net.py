@@ -5,6 +5,10 @@ python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.y
     --num-gpus 8 --opts OUTPUT_DIR output/r50
 """
 
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
@@ -19,7 +23,7 @@ from retinanet_plugin.engine import (
 )
 
 
-def main(args):
+def main(args: argparse.Namespace) -> dict[str, Any]:
     """Runs in every process, one a GPU; returns the metrics of ``DATASETS.TEST``."""
     cfg = setup_config(args)
     default_setup(cfg, args)
@@ -36,7 +40,7 @@ def main(args):
     return results
 
 
-def run(argv=None):
+def run(argv: Sequence[str] | None = None) -> None:
     """Check everything that can be checked, then launch :func:`main`."""
     args = argument_parser().parse_args(argv)
     with one_sentence_errors():

@@ -1,16 +1,18 @@
 """``python -m retinanet_plugin COMMAND``: what people run besides training."""
 
 import argparse
+from collections.abc import Sequence
 
 from .commands import COMMANDS
 from .engine import one_sentence_errors
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments (default: of the process) and run the command that they name."""
     parser = argparse.ArgumentParser(prog="python -m retinanet_plugin", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        description = command.__doc__
+        description = command.__doc__ or ""
         subparser = subparsers.add_parser(
             name, help=description.splitlines()[0], description=description
         )

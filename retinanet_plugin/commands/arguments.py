@@ -2,18 +2,20 @@
 
 import argparse
 
+from detectron2.config import CfgNode
+
 from ..config import load_config
 from ..data.coco_json import register_coco_json
 
 
-def add_config_arguments(parser):
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--config-file FILE`` and ``--opts KEY VALUE ...``."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     help_ = "config options; write them last"
     parser.add_argument("--opts", nargs="...", default=[], metavar="KEY VALUE", help=help_)
 
 
-def read_config(args):
+def read_config(args: argparse.Namespace) -> CfgNode:
     """The config of :func:`add_config_arguments`, its data sets registered.
 
     Raises:
@@ -24,14 +26,14 @@ def read_config(args):
     return cfg
 
 
-def natural_number(text):
+def natural_number(text: str) -> int:
     """The type of an option that counts: 0, 1, ..."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a natural number")
     return int(text)
 
 
-def positive_number(text):
+def positive_number(text: str) -> int:
     """The type of an option that counts: 1, 2, ..."""
     if natural_number(text) == 0:
         raise argparse.ArgumentTypeError("0 is too few")

@@ -5,6 +5,7 @@ learning rates: the best one for the first seed is used for the others. Finished
 a call that was stopped goes on where it was. Writes results.md and results.png.
 """
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -13,9 +14,11 @@ import multiprocessing
 import os
 import statistics
 import time
+from typing import Any
 
 import matplotlib
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
 from ..config import check_config
@@ -26,10 +29,12 @@ from ..errors import UserError
 from .arguments import add_config_arguments, natural_number, positive_number, read_config
 
 _RETINANET = "MODEL.RETINANET."
+_Run = tuple[str, float, int]  # a key of ROWS, learning rate, seed
+_Scores = dict[str, Any]  # "AP" and "AP50" in percent; of a finished run also its "config"
 
 
-def _loss(name, **keys):
-    keys = {"CLS_LOSS_NAME": name, **keys}
+def _loss(name: str, **more: float) -> list[Any]:
+    keys = {"CLS_LOSS_NAME": name, **more}
     return [x for key, value in keys.items() for x in (_RETINANET + key, value)]
 
 
@@ -49,7 +54,7 @@ ROWS = {
 }
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
         "--learning-rates", type=float, nargs="+", default=[0.05, 0.1], metavar="LR"
@@ -58,7 +63,7 @@ def add_arguments(parser):
     parser.add_argument("--jobs", type=positive_number, default=1, help="at a time (default: 1)")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
     check_config(cfg)
     check_datasets(cfg)
@@ -69,10 +74,10 @@ def run(args):
     experiment = _Experiment(cfg, args.jobs)
     first, *others = args.seeds
     tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))
-    best = {
-        row: max(args.learning_rates, key=lambda lr, row=row: tried[row, lr, first]["AP"])
-        for row in ROWS
-    }
+    best = {}
+    for row in ROWS:
+        ap_of = {lr: tried[row, lr, first]["AP"] for lr in args.learning_rates}
+        best[row] = max(ap_of, key=ap_of.__getitem__)
     repeated = experiment.train_all([(row, best[row], seed) for row in ROWS for seed in others])
     results = {**tried, **repeated}
     scores = {row: [results[row, best[row], seed] for seed in args.seeds] for row in ROWS}
@@ -84,11 +89,11 @@ def run(args):
 class _Experiment:
     """Runs (row, learning rate, seed), each in a process and a folder of its own."""
 
-    def __init__(self, cfg, jobs):
+    def __init__(self, cfg: CfgNode, jobs: int) -> None:
         self.cfg = cfg
         self.jobs = jobs
 
-    def train_all(self, runs):
+    def train_all(self, runs: list[_Run]) -> dict[_Run, _Scores]:
         """Metrics ``{"AP": ..., "AP50": ...}`` of every run, in percent."""
         results, pending = {}, []
         for r in runs:
@@ -119,12 +124,12 @@ class _Experiment:
                 )
         return results
 
-    def folder(self, r):
+    def folder(self, r: _Run) -> str:
         row, lr, seed = r
         name = "".join(c if c.isalnum() or c == "." else "_" for c in row)
         return os.path.join(self.cfg.OUTPUT_DIR, f"{name}_lr_{lr}_seed_{seed}")
 
-    def config(self, r):
+    def config(self, r: _Run) -> CfgNode:
         row, lr, seed = r
         cfg = self.cfg.clone()
         cfg.merge_from_list(ROWS[row][1])
@@ -133,7 +138,7 @@ class _Experiment:
         cfg.DATALOADER.NUM_WORKERS = 0
         return cfg
 
-    def _train(self, r):
+    def _train(self, r: _Run) -> tuple[_Run, _Scores]:
         cfg = self.config(r)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.jobs))
@@ -146,7 +151,7 @@ class _Experiment:
         return r, result
 
 
-def _train_and_evaluate(cfg):
+def _train_and_evaluate(cfg: CfgNode) -> _Scores:
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -160,11 +165,11 @@ def _train_and_evaluate(cfg):
     return {name: _or_zero(metrics[f"bbox/{name}"][0]) for name in ("AP", "AP50")}
 
 
-def _or_zero(value):
+def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def _write_table(scores, best, path):
+def _write_table(scores: dict[str, list[_Scores]], best: dict[str, float], path: str) -> None:
     """Mean and range over the seeds of every row, as Markdown."""
     seeds = len(next(iter(scores.values())))
     lines = [
@@ -184,7 +189,7 @@ def _write_table(scores, best, path):
     print(text)
 
 
-def _write_plot(scores, path):
+def _write_plot(scores: dict[str, list[_Scores]], path: str) -> None:
     """Every seed a dot, the mean a line."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

@@ -1,10 +1,12 @@
 """Write the digits data set: handwritten digits on photographs, in COCO's format."""
 
+import argparse
+
 from ..errors import UserError
 from .arguments import natural_number
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="folder to make")
     parser.add_argument(
         "--seed", type=natural_number, default=0,
@@ -12,7 +14,7 @@ def add_arguments(parser):
     )  # fmt: skip
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     try:
         from ..data.digits import NUM_IMAGES, write_digits
     except ImportError as error:

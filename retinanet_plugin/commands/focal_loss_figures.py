@@ -4,15 +4,18 @@ Figure 1: the loss against the probability of the truth. Figure 4: how the loss 
 entries of a trained model, over images of the first of DATASETS.TEST; MODEL.WEIGHTS names it.
 """
 
+import argparse
 import itertools
 import os
 
 import matplotlib
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 
 from ..data.checks import check_datasets
 from ..engine import check_weights
@@ -25,7 +28,7 @@ GAMMAS_4 = (0.0, 0.5, 1.0, 2.0)
 BACKGROUND_ENTRIES = 50_000  # of an image
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR")
     parser.add_argument(
@@ -33,7 +36,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     cfg = read_config(args)
     check_datasets(cfg, eval_only=True)
@@ -49,12 +52,12 @@ def run(args):
     print(f"wrote focal_loss_curves.png and focal_loss_shares.png: {output}")
 
 
-def _loss(errors, gamma):
+def _loss(errors: torch.Tensor, gamma: float) -> torch.Tensor:
     """``-(1 - p_t)^gamma log(p_t)`` of errors -x_t, without alpha, as figures 1 and 4 have it."""
     return FocalLoss(alpha=-1.0, gamma=gamma).terms(errors)[0]
 
 
-def _draw_curves(path):
+def _draw_curves(path: str) -> None:
     from matplotlib import pyplot as plt
 
     p_t = torch.linspace(0.001, 0.999, 500, dtype=torch.float64)
@@ -71,7 +74,7 @@ def _draw_curves(path):
 
 
 @torch.no_grad()
-def _errors(cfg, num_images):
+def _errors(cfg: CfgNode, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """-x_t of foreground entries, and of entries of background anchors, in images of a data set.
 
     A foreground entry is an anchor's logit of its own class. Of an image's background, at most
@@ -86,10 +89,15 @@ def _errors(cfg, num_images):
     generator = torch.Generator().manual_seed(0)
     foreground, background = [], []
     for batch in itertools.islice(loader, num_images):
-        anchors, pred_logits, _ = model.predict(model.preprocess_image(batch).tensor)
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        features = [features[name] for name in model.in_features]
+        pred_logits, _ = model.head(features)
+        anchors = model.anchor_generator(features)
         gt_instances = [x["instances"].to(model.device) for x in batch]
         gt_labels, _ = model.label_anchors(anchors, gt_instances)
-        logits = torch.cat([level.flatten(1, 3) for level in pred_logits], dim=1)
+        logits = torch.cat(
+            [permute_to_N_HWA_K(level, model.num_classes) for level in pred_logits], dim=1
+        )
         is_class = (gt_labels >= 0) & (gt_labels < model.num_classes)
         own_class = gt_labels[is_class].unsqueeze(1)
         foreground.append(-logits[is_class].gather(1, own_class).flatten().cpu())
@@ -101,7 +109,7 @@ def _errors(cfg, num_images):
     return torch.cat(foreground), torch.cat(background)
 
 
-def _draw_shares(foreground, background, path):
+def _draw_shares(foreground: torch.Tensor, background: torch.Tensor, path: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)

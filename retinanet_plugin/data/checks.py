@@ -3,7 +3,10 @@
 import difflib
 import os
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
@@ -13,7 +16,7 @@ from .coco_json import read_coco
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 
 
-def check_datasets(cfg, eval_only=False):
+def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
     """Refuse data that training or evaluation would stumble over later.
 
     Reads the annotation files of ``DATASETS.TRAIN`` (unless ``eval_only``) and ``DATASETS.TEST``
@@ -33,12 +36,12 @@ def check_datasets(cfg, eval_only=False):
     classes_of = {name: _check_dataset(name, name in train, name in test) for name in train + test}
     for name in test:
         check_evaluator_type(name)
-    classes_of = {name: classes for name, classes in classes_of.items() if classes is not None}
-    if classes_of:
-        _check_classes(classes_of, cfg.MODEL.RETINANET.NUM_CLASSES)
+    known = {name: classes for name, classes in classes_of.items() if classes is not None}
+    if known:
+        _check_classes(known, cfg.MODEL.RETINANET.NUM_CLASSES)
 
 
-def check_evaluator_type(name):
+def check_evaluator_type(name: str) -> str:
     """The evaluator type of a registered data set, ``coco`` or ``pascal_voc``.
 
     Raises:
@@ -54,7 +57,7 @@ def check_evaluator_type(name):
     return evaluator_type
 
 
-def _check_classes(classes_of, num_classes):
+def _check_classes(classes_of: dict[str, list[str]], num_classes: int) -> None:
     first, *others = classes_of
     for name in others:
         if classes_of[name] != classes_of[first]:
@@ -70,7 +73,7 @@ def _check_classes(classes_of, num_classes):
         )
 
 
-def _check_dataset(name, trained, evaluated):
+def _check_dataset(name: str, trained: bool, evaluated: bool) -> list[str] | None:
     """Class names of a registered data set, in the order of the class ids; None: unknown."""
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=3, cutoff=0.4)
@@ -96,7 +99,7 @@ def _check_dataset(name, trained, evaluated):
     return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
 
 
-def _check_voc(name, metadata):
+def _check_voc(name: str, metadata: Any) -> None:
     path = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
     if not PathManager.isfile(path):
         raise UserError(
@@ -105,7 +108,7 @@ def _check_voc(name, metadata):
         )
 
 
-def _check_images(name, image_root, images):
+def _check_images(name: str, image_root: str, images: list[dict[str, Any]]) -> None:
     files_in = defaultdict(list)
     for image in images:
         folder, file_name = os.path.split(os.path.join(image_root, image["file_name"]))
@@ -121,6 +124,6 @@ def _check_images(name, image_root, images):
         )
 
 
-def _list(names, most=6):
+def _list(names: Sequence[str], most: int = 6) -> str:
     shown = ", ".join(map(str, names[:most]))
     return shown if len(names) <= most else f"{shown}, ... {len(names)} in all"

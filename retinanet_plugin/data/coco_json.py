@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterable
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -11,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 
 # What Detectron2 reads of each list, and the types that it can use.
-_FIELDS = {
+_FIELDS: dict[str, dict[str, Any]] = {
     "images": {"id": (int, str), "file_name": str, "height": (int, float), "width": (int, float)},
     "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
@@ -20,12 +22,12 @@ _FIELDS = {
 _EVALUATION_FIELDS = {"area": (int, float), "iscrowd": int}
 
 
-def register_coco_json(entries):
+def register_coco_json(entries: Iterable[Any] | None) -> None:
     """Register data sets in Detectron2's catalogs, as ``DATASETS.COCO_JSON`` lists them.
 
     Args:
-        entries (list[tuple[str, str, str]] or None): (name, annotation file, image folder). An
-            entry that is registered already with the same files is skipped.
+        entries: (name, annotation file, image folder), three strings each. An entry that is
+            registered already with the same files is skipped.
 
     Raises:
         UserError: an entry is not such a triple, or its name stands for other data already.
@@ -50,16 +52,16 @@ def register_coco_json(entries):
             )
 
 
-def read_coco(name, json_file, evaluated):
+def read_coco(name: str, json_file: str, evaluated: bool) -> dict[str, list[dict[str, Any]]]:
     """The content of an annotation file, if Detectron2 can train on it or evaluate with it.
 
     Args:
-        name (str): of the data set, for messages.
-        json_file (str): in COCO's format of object detection.
-        evaluated (bool): whether COCO's evaluation will read it.
+        name: of the data set, for messages.
+        json_file: in COCO's format of object detection.
+        evaluated: whether COCO's evaluation will read it.
 
     Returns:
-        dict: with the lists ``images``, ``annotations`` and ``categories``.
+        with the lists ``images``, ``annotations`` and ``categories``.
 
     Raises:
         UserError: the file cannot be read, is no JSON, or an entry of it cannot be used.
@@ -90,7 +92,7 @@ def read_coco(name, json_file, evaluated):
     return coco
 
 
-def _check_entries(source, key, entries, fields):
+def _check_entries(source: str, key: str, entries: list[Any], fields: dict[str, Any]) -> None:
     """Refuse entries that lack a field or have one of the wrong type, and ids used twice."""
     seen = set()
     for i, entry in enumerate(entries):
@@ -114,7 +116,7 @@ def _check_entries(source, key, entries, fields):
         seen.add(entry["id"])
 
 
-def _check_annotations(source, coco, evaluated):
+def _check_annotations(source: str, coco: dict[str, Any], evaluated: bool) -> None:
     """Refuse annotations that point to nothing, or whose box is none."""
     known = {
         "category_id": ("categories", {c["id"] for c in coco["categories"]}),
@@ -138,5 +140,5 @@ def _check_annotations(source, coco, evaluated):
             )
 
 
-def _is_finite(number):
+def _is_finite(number: Any) -> bool:
     return isinstance(number, (int, float)) and math.isfinite(number)
