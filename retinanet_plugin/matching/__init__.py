@@ -1,12 +1,21 @@
 """Matchers: which anchors are foreground, for which box; in the registry the config chooses from.
 
-``iou.py`` has the registry and the paper's matcher, ``atss.py`` another; ``blocks.py`` finds the
-IoUs that matter without the whole matrix, ``dense.py`` computes all of them where shapes have to
-be fixed; ``targets.py`` is what matchers share.
+``registry.py`` says what a matcher of your own must be, ``targets.py`` what it gives.
+``iou_matcher.py`` is the paper's, ``atss_matcher.py`` another. The former gets the IoUs that matter
+from ``iou_search.py``, or from ``iou_matrix.py`` where shapes have to be fixed.
 """
 
-from .atss import ATSSMatcher
-from .iou import MATCHER_REGISTRY, IoUMatcher
-from .targets import padded_truth
+from .atss_matcher import ATSSMatcher
+from .ground_truth import check_gt_classes, padded_truth
+from .iou_matcher import IoUMatcher
+from .registry import MATCHER_REGISTRY
+from .targets import Targets
 
-__all__ = ["MATCHER_REGISTRY", "ATSSMatcher", "IoUMatcher", "padded_truth"]
+__all__ = [
+    "MATCHER_REGISTRY",
+    "ATSSMatcher",
+    "IoUMatcher",
+    "Targets",
+    "check_gt_classes",
+    "padded_truth",
+]

@@ -1,14 +1,18 @@
 """Which anchors see which ground-truth boxes, by a threshold of IoU that every box sets itself."""
 
+from typing import Any
+
 import torch
-from detectron2.config import configurable
-from detectron2.structures import Boxes
-from torch import nn
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
 
 from ..errors import UserError
-from .blocks import iou_of
-from .iou import MATCHER_REGISTRY, check_memory
-from .targets import BestBoxes, GroundTruth
+from .best_boxes import BestBoxes
+from .box_iou import box_iou
+from .ground_truth import GroundTruth, check_devices
+from .registry import MATCHER_REGISTRY, check_memory
+from .targets import Targets
 
 # How far inside of its box a foreground anchor's centre is, in pixels, as in the authors' code.
 MIN_INSIDE = 0.01
@@ -29,13 +33,17 @@ class ATSSMatcher(nn.Module):
     equally near locations are candidates is left to ``torch.topk``, as in the authors' code.
     """
 
+    needs_predictions: bool = False
+    # How many pairs are foreground depends on values: no CUDA graph can hold it.
+    fixed_shapes: bool = False
+
     @configurable
-    def __init__(self, *, num_classes, topk=9, memory_mb=16):
+    def __init__(self, *, num_classes: int, topk: int = 9, memory_mb: float = 16) -> None:
         """
         Args:
-            num_classes (int): K, the label of background.
-            topk (int): k, locations of a level that are candidates.
-            memory_mb (float): about the MiB of temporaries to work in, next to the results.
+            num_classes: K, the label of background.
+            topk: k, locations of a level that are candidates.
+            memory_mb: about the MiB of temporaries to work in, next to the results.
 
         Raises:
             UserError: topk or memory_mb is not positive.
@@ -49,36 +57,40 @@ class ATSSMatcher(nn.Module):
         self.memory_mb = memory_mb
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
             "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
             "topk": cfg.MODEL.RETINANET.ATSS_TOPK,
             "memory_mb": cfg.MODEL.RETINANET.MATCHER_MEMORY_MB,
         }
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"topk={self.topk}"
 
     @torch.no_grad()
-    def forward(self, anchors, gt_instances):
-        """Arguments and results as :meth:`retinanet_plugin.matching.IoUMatcher.forward` has."""
+    def forward(self, anchors: list[Boxes], gt_instances: list[Instances]) -> Targets:
+        """As :meth:`retinanet_plugin.matching.IoUMatcher.forward`."""
+        check_devices(anchors, gt_instances)
+        truth, num_anchors = GroundTruth(gt_instances), sum(len(boxes) for boxes in anchors)
+        targets = truth.all_background(num_anchors, self.num_classes)
+        if len(truth.boxes) == 0 or num_anchors == 0:
+            return targets
         locations = [_locations(boxes.get_centers()) for boxes in anchors]
-        anchors = Boxes.cat(anchors)
-        truth = GroundTruth(gt_instances)
-        gt_labels, matched_gt_boxes = truth.no_targets(len(anchors), self.num_classes)
-        best = BestBoxes(truth, len(anchors))
+        all_anchors, best = Boxes.cat(anchors), BestBoxes(truth, num_anchors)
         for box in self._chunks(locations, truth):
             candidates = self._candidates(locations, truth.boxes[box])
-            row, anchor, iou = _foreground(truth.boxes[box], anchors, candidates)
-            best.offer(box[row], anchor, iou)
+            row, anchor, iou = _foreground(truth.boxes[box], all_anchors, candidates)
+            best.add(box[row], anchor, iou)
 
-        foreground = best.taken().nonzero().squeeze(1)
+        foreground = best.in_a_pair().nonzero().squeeze(1)
         _, box = best.get(foreground)
-        gt_labels.view(-1)[foreground] = truth.classes[box]
-        matched_gt_boxes.view(-1, 4)[foreground] = truth.boxes[box]
-        return gt_labels, matched_gt_boxes
+        targets.gt_labels.view(-1)[foreground] = truth.classes[box]
+        targets.matched_gt_boxes.view(-1, 4)[foreground] = truth.boxes[box]
+        return targets
 
-    def _chunks(self, locations, truth):
+    def _chunks(
+        self, locations: list[tuple[Tensor, int]], truth: GroundTruth
+    ) -> tuple[Tensor, ...]:
         """Indices of boxes, as many at once as fit into memory."""
         # Three float32 for a distance; about 100 bytes for each candidate's IoU and test.
         distances = max(len(centers) for centers, _ in locations)
@@ -86,7 +98,7 @@ class ATSSMatcher(nn.Module):
         chunk = max(1, int(self.memory_mb * 2**20) // (12 * distances + 100 * candidates))
         return torch.arange(len(truth.boxes), device=truth.boxes.device).split(chunk)
 
-    def _candidates(self, locations, boxes):
+    def _candidates(self, locations: list[tuple[Tensor, int]], boxes: Tensor) -> Tensor:
         """Indices (M, C) of each box's candidates among the R anchors."""
         box_centers = Boxes(boxes).get_centers()[:, None]
         candidates, first_anchor = [], 0
@@ -102,10 +114,10 @@ class ATSSMatcher(nn.Module):
         return torch.cat(candidates, dim=1)
 
 
-def _foreground(boxes, anchors, candidates):
+def _foreground(boxes: Tensor, anchors: Boxes, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Box (P,), anchor (P,) and IoU (P,) of the pairs that algorithm 1 makes positive."""
     candidate_boxes = anchors.tensor[candidates]  # (M, C, 4)
-    iou = iou_of(boxes[:, None].unbind(-1), candidate_boxes.unbind(-1))
+    iou = box_iou(boxes[:, None].unbind(-1), candidate_boxes.unbind(-1))
     # In float64, so that the mean of equal IoUs is that IoU and not a rounding error above it.
     precise = iou.double()
     mean = precise.mean(1, keepdim=True)
@@ -118,7 +130,7 @@ def _foreground(boxes, anchors, candidates):
     return row, candidates[row, column], iou[row, column]
 
 
-def _locations(centers):
+def _locations(centers: Tensor) -> tuple[Tensor, int]:
     """Centres (Hi * Wi, 2) of a level's locations, from those of its anchors, and A.
 
     Anchors of a location follow each other. Those that do not share a centre regularly are a

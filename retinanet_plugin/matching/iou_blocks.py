@@ -1,6 +1,12 @@
 """IoU of boxes and anchors where it matters, found through blocks of neighbouring anchors."""
 
+from collections.abc import Iterator
+
 import torch
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from .box_iou import box_iou
 
 # Anchors of a block: smaller blocks have sharper bounds, larger ones are fewer to bound.
 BLOCK = 128
@@ -9,24 +15,6 @@ BLOCK = 128
 BOUND_BYTES, PAIR_BYTES = 40, 100
 # More than float32 rounding can add to an IoU, so that a bound is one in spite of it.
 ROUNDING = 1e-4
-
-
-def iou_of(boxes, others):
-    """IoU of boxes, element by element: Detectron2's ``pairwise_iou`` to the last bit.
-
-    Args:
-        boxes, others (sequence of Tensor): x1, y1, x2, y2 in absolute pixels, float32, of shapes
-            that broadcast.
-
-    Returns:
-        Tensor: IoU in [0, 1], of the broadcast shape; 0 where the boxes do not overlap.
-    """
-    ax1, ay1, ax2, ay2 = boxes
-    bx1, by1, bx2, by2 = others
-    inter = torch.min(ax2, bx2).sub_(torch.max(ax1, bx1)).clamp_(min=0)
-    inter *= torch.min(ay2, by2).sub_(torch.max(ay1, by1)).clamp_(min=0)
-    union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)).sub_(inter)
-    return torch.where(inter > 0, inter / union, inter.new_zeros(()))
 
 
 class AnchorBlocks:
@@ -38,19 +26,19 @@ class AnchorBlocks:
     anchors' order: a poor order makes bounds loose and the search slow, never wrong.
     """
 
-    def __init__(self, anchors, max_bytes):
+    def __init__(self, anchors: list[Boxes], max_bytes: int) -> None:
         """
         Args:
-            anchors (list[Boxes]): S in all, absolute pixels; S > 0.
-            max_bytes (int): about the memory that a method may take.
+            anchors: S in all, absolute pixels; S > 0.
+            max_bytes: about the memory that a method may take.
         """
         self.num_anchors = sum(len(boxes) for boxes in anchors)
-        parts = [boxes.tensor for boxes in anchors if len(boxes) > 0]
+        parts = [boxes.tensor.float() for boxes in anchors if len(boxes) > 0]
         # The last block is filled up with the last anchor: seen twice, it changes no maximum.
         parts.append(parts[-1][-1:].expand(-self.num_anchors % BLOCK, 4))
         # Each coordinate by itself, since copies of single columns are fast: (blocks, BLOCK).
-        coordinates = zip(*(part.unbind(1) for part in parts))
-        self.anchors = [torch.cat(coordinate).view(-1, BLOCK) for coordinate in coordinates]
+        columns = zip(*(part.unbind(1) for part in parts))
+        self.anchors = [torch.cat(column).view(-1, BLOCK) for column in columns]
         x1, y1, x2, y2 = self.anchors
         w, h = x2 - x1, y2 - y1
         self.hull = x1.amin(1), y1.amin(1), x2.amax(1), y2.amax(1)
@@ -60,17 +48,17 @@ class AnchorBlocks:
         self.max_boxes = max(1, max_bytes // (BOUND_BYTES * num_blocks + PAIR_BYTES * 2 * BLOCK))
         self.max_pairs = max(1, max_bytes // (PAIR_BYTES * BLOCK))
 
-    def box_chunks(self, num_boxes):
+    def box_chunks(self, num_boxes: int) -> list[tuple[int, int]]:
         """Ranges (start, stop) of boxes whose bounds fit into memory."""
         starts = range(0, num_boxes, self.max_boxes)
         return [(start, min(start + self.max_boxes, num_boxes)) for start in starts]
 
-    def iou_bound(self, boxes):
+    def iou_bound(self, boxes: Tensor) -> Tensor:
         """What no IoU of boxes (M, 4) with an anchor of each block exceeds, (M, blocks).
 
         An intersection i is at most that with the hull and, each way, the largest anchor. The
         union is the box's area plus what the anchor has outside of i, at least min_area - i.
-        NaN where a box and all anchors of a block are empty.
+        NaN, of which nothing is known, where both are empty or a coordinate is NaN.
         """
         bx1, by1, bx2, by2 = boxes[:, :, None].unbind(1)
         x1, y1, x2, y2 = self.hull
@@ -81,7 +69,7 @@ class AnchorBlocks:
         union = (self.min_area - inter).clamp_(min=0).add_((bx2 - bx1) * (by2 - by1))
         return inter.mul_(1 + ROUNDING).div_(union)
 
-    def good_iou(self, boxes, bound):
+    def good_iou(self, boxes: Tensor, bound: Tensor) -> Tensor:
         """An IoU (M,) that some anchor has with each box, mostly the best one or nearly so.
 
         It is the best of the two blocks of the highest bound; where bounds are equal, of those
@@ -95,17 +83,19 @@ class AnchorBlocks:
         iou = self.iou(boxes[box.flatten()], block.flatten())
         return iou.view(len(boxes), -1).amax(1)
 
-    def iou(self, boxes, block):
+    def iou(self, boxes: Tensor, block: Tensor) -> Tensor:
         """IoU (P, BLOCK) of each of the boxes (P, 4) with the anchors of its block (P,)."""
         anchors = [coordinate.index_select(0, block) for coordinate in self.anchors]
-        return iou_of(boxes[:, :, None].unbind(1), anchors)
+        return box_iou(boxes[:, :, None].unbind(1), anchors)
 
-    def pairs(self, boxes, box, block):
+    def pairs(
+        self, boxes: Tensor, box: Tensor, block: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """IoUs of pairs of boxes and blocks, as many at once as fit into memory.
 
         Args:
-            boxes (Tensor): (M, 4).
-            box, block (Tensor): (P,), int64.
+            boxes: (M, 4).
+            box, block: (P,), int64.
 
         Yields:
             box (Q,), block (Q,) and IoU (Q, BLOCK), of Q pairs each time.
@@ -113,7 +103,9 @@ class AnchorBlocks:
         for some_box, some_block in zip(box.split(self.max_pairs), block.split(self.max_pairs)):
             yield some_box, some_block, self.iou(boxes[some_box], some_block)
 
-    def reaching(self, min_iou, box, block, iou):
+    def reaching(
+        self, min_iou: float | Tensor, box: Tensor, block: Tensor, iou: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of what :meth:`pairs` yields: box, anchor and IoU where the IoU is >= min_iou."""
         row, column = (iou >= min_iou).nonzero(as_tuple=True)
         anchor = (block[row] * BLOCK + column).clamp_(max=self.num_anchors - 1)

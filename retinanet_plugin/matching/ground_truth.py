@@ -1,0 +1,105 @@
+"""Ground truth of a batch: checked, in one piece, or padded to one of few shapes."""
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from ..errors import UserError
+from .targets import Targets
+
+# Fewest boxes that ground truth is padded to.
+MIN_PADDED_BOXES = 8
+
+
+def values_at_hand(tensor: Tensor) -> bool:
+    """Whether Python can read the values now: no device would wait, no program is recorded."""
+    compiler = getattr(torch, "compiler", None)  # None before PyTorch 2.1
+    compiling = hasattr(compiler, "is_compiling") and compiler.is_compiling()
+    recorded = torch.jit.is_tracing() or compiling
+    # Fake tensors, and those that other modes wrap, are of a subclass.
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not recorded
+
+
+def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: list[str]) -> None:
+    """Refuse classes that the model does not have; stock fails far from the cause of it.
+
+    Args:
+        gt_instances: N images with ``gt_classes``.
+        num_classes: K.
+        names: of the N images, for the message: a file name, or "image 3 of the batch".
+
+    Raises:
+        UserError: a class is outside 0..K-1, in a tensor on the CPU. On CUDA the kernel that
+            checks stops the program later on, with a message that has no class in it, so that
+            nothing waits: check before the copy to the device where that is possible.
+    """
+    limits = f"MODEL.RETINANET.NUM_CLASSES is {num_classes} (classes 0 to {num_classes - 1})"
+    remedy = "correct the annotation or set NUM_CLASSES to the number of classes of the data set"
+    for instances, name in zip(gt_instances, names):
+        classes = instances.gt_classes
+        if values_at_hand(classes):
+            for value in classes.tolist():
+                if not 0 <= value < num_classes:
+                    raise UserError(f"{name} has a box of class {value} but {limits}: {remedy}")
+        elif hasattr(torch.ops.aten._assert_async, "msg"):  # PyTorch 2.1
+            known = ((classes >= 0) & (classes < num_classes)).all()
+            torch._assert_async(known, f"{name} has a box of an unknown class: {limits}: {remedy}")
+
+
+def check_devices(anchors: list[Boxes], gt_instances: list[Instances]) -> None:
+    """Refuse ground truth that is not where the anchors are."""
+    device = anchors[0].device
+    for image, instances in enumerate(gt_instances):
+        for field in ("gt_boxes", "gt_classes"):
+            if (found := instances.get(field).device) != device:
+                raise UserError(
+                    f"{field} of image {image} of the batch is on {found} but the anchors are on "
+                    f"{device}: give instances.to({str(device)!r})"
+                )
+
+
+def padded_truth(gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
+    """Ground truth of a batch in one shape; few shapes are possible, so that few CUDA graphs are.
+
+    Args:
+        gt_instances: N images with ``gt_boxes`` and ``gt_classes``.
+
+    Returns:
+        boxes (N, M, 4), absolute pixels, zeros in the padding; and classes (N, M), int64, -1 in
+        the padding. M is a power of two: the smallest that holds the boxes of every image, or 8.
+        Boxes are float32, or float64 where those of an image are.
+    """
+    most = max(MIN_PADDED_BOXES, *(len(instances) for instances in gt_instances))
+    shape = len(gt_instances), 1 << (most - 1).bit_length()
+    some_boxes = [instances.gt_boxes.tensor for instances in gt_instances]
+    precise = any(x.dtype == torch.float64 for x in some_boxes)
+    dtype = torch.float64 if precise else torch.float32
+    boxes = some_boxes[0].new_zeros(*shape, 4, dtype=dtype)
+    classes = some_boxes[0].new_full(shape, -1, dtype=torch.int64)
+    for image, instances in enumerate(gt_instances):
+        boxes[image, : len(instances)] = some_boxes[image]
+        classes[image, : len(instances)] = instances.gt_classes
+    return boxes, classes
+
+
+class GroundTruth:
+    """The M boxes of all N images in one piece, so that a batch is matched as one image is.
+
+    Attributes: ``boxes`` (M, 4), float32, absolute pixels of each box's own image; ``classes``
+    (M,) int64; ``image`` (M,) int64, which image a box is in; ``first_box`` (N,) int64, each
+    image's first.
+    """
+
+    def __init__(self, gt_instances: list[Instances]) -> None:
+        """``gt_instances``: N images with ``gt_boxes`` and ``gt_classes``."""
+        self.boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).float()
+        self.classes = torch.cat([instances.gt_classes for instances in gt_instances]).long()
+        counts = torch.tensor([len(x) for x in gt_instances], device=self.boxes.device)
+        images = torch.arange(len(counts), device=self.boxes.device)
+        self.image = images.repeat_interleave(counts, output_size=len(self.boxes))
+        self.first_box = counts.cumsum(0) - counts
+
+    def all_background(self, num_anchors: int, num_classes: int) -> Targets:
+        """The targets of images without boxes: labels K, matched boxes all zeros."""
+        shape = len(self.first_box), num_anchors
+        return Targets(self.classes.new_full(shape, num_classes), self.boxes.new_zeros(*shape, 4))
