@@ -10,15 +10,15 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "retinanet_plugin needs Detectron2 (0.5, 0.6 or main), which could not be imported "
+        "retinanet_plugin needs Detectron2 (0.6 or main), which could not be imported "
         f"({error}); install torch first, then run: python -m pip install --no-build-isolation "
         "'git+https://github.com/facebookresearch/detectron2.git'"
     ) from error
 import torch
 
-if not hasattr(torch.overrides, "TorchFunctionMode"):
+if not hasattr(torch, "get_autocast_dtype"):
     raise ImportError(
-        f"retinanet_plugin needs PyTorch 1.13 or newer, and this is {torch.__version__}: update it"
+        f"retinanet_plugin needs PyTorch 2.4 or newer, and this is {torch.__version__}: update it"
     )
 
 from .backbone import build_fpn_p3p7_backbone

@@ -1,15 +1,19 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
 import difflib
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import Backbone
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from .errors import UserError
 
 
-def add_retinanet_config(cfg):
+def add_retinanet_config(cfg: CfgNode) -> None:
     """Add this package's keys to ``cfg``. No default of Detectron2 is changed.
 
     Every stock key (``MODEL.RETINANET.*``, ``MODEL.FPN.*``, ...) keeps its meaning.
@@ -65,7 +69,7 @@ def add_retinanet_config(cfg):
     cfg.DATASETS.COCO_JSON = []
 
 
-def load_config(config_file, opts=()):
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this package's keys, then ``config_file``, then ``opts``.
 
     Args:
@@ -89,7 +93,7 @@ def load_config(config_file, opts=()):
     return cfg
 
 
-def check_config(cfg):
+def check_config(cfg: CfgNode) -> None:
     """Refuse a config that would train something other than what was meant.
 
     Raises:
@@ -114,6 +118,46 @@ def check_config(cfg):
             "MODEL.RETINANET.BFLOAT16 asks for bfloat16 and SOLVER.AMP.ENABLED for float16 with "
             "loss scaling: set one of them to False"
         )
+
+
+def head_input_shapes(cfg: CfgNode, backbone: Backbone) -> list[ShapeSpec]:
+    """Shapes of the features that the head reads.
+
+    Raises:
+        UserError: the backbone does not make them, or the anchors have another number of levels.
+    """
+    shapes = backbone.output_shape()
+    in_features = cfg.MODEL.RETINANET.IN_FEATURES
+    for name in in_features:
+        if name not in shapes:
+            raise UserError(
+                f"MODEL.RETINANET.IN_FEATURES has {name!r}, which the backbone "
+                f"{cfg.MODEL.BACKBONE.NAME} does not make: choose from {list(shapes)}"
+            )
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        num_levels = len(cfg.MODEL.ANCHOR_GENERATOR[key])
+        if num_levels not in (1, len(in_features)):
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} has {num_levels} levels but "
+                f"MODEL.RETINANET.IN_FEATURES has {len(in_features)} ({', '.join(in_features)}): "
+                "give one list for each level, or one for all"
+            )
+    return [shapes[name] for name in in_features]
+
+
+def num_cell_anchors(anchor_generator: nn.Module) -> int:
+    """A, which a head that is shared over the levels needs to be one number.
+
+    Raises:
+        UserError: it depends on the level.
+    """
+    counts = set(anchor_generator.num_cell_anchors)
+    if len(counts) != 1:
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors at a location, depending on "
+            "the level: give every level as many SIZES and ASPECT_RATIOS"
+        )
+    return counts.pop()
 
 
 def _check_opts(opts):

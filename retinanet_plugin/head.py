@@ -1,10 +1,12 @@
 """The two subnets of RetinaNet (Lin et al., arXiv 1708.02002, section 4)."""
 
 import math
+from typing import Any
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from fvcore.common.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from .compat import norm_per_level
 from .errors import UserError
@@ -26,8 +28,16 @@ class RetinaNetHead(nn.Module):
 
     @configurable
     def __init__(
-        self, *, in_channels, num_levels, num_classes, num_anchors, num_convs, norm, prior_prob
-    ):
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        num_anchors: int,
+        num_convs: int = 4,
+        norm: str = "",
+        prior_prob: float = 0.01,
+    ) -> None:
         """
         Args:
             in_channels (int): of every feature level, and of every hidden convolution.
@@ -70,7 +80,9 @@ class RetinaNetHead(nn.Module):
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     @classmethod
-    def from_config(cls, cfg, input_shape, num_anchors):
+    def from_config(
+        cls, cfg: CfgNode, input_shape: list[ShapeSpec], num_anchors: int
+    ) -> dict[str, Any]:
         return {
             "in_channels": input_shape[0].channels,
             "num_levels": len(input_shape),
@@ -81,7 +93,7 @@ class RetinaNetHead(nn.Module):
             "prior_prob": cfg.MODEL.RETINANET.PRIOR_PROB,
         }
 
-    def forward(self, features):
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """
         Args:
             features (list[Tensor]): L tensors (N, C, Hi, Wi).
@@ -94,3 +106,9 @@ class RetinaNetHead(nn.Module):
         pred_logits = [self.cls_score(self.cls_subnet(feature)) for feature in features]
         pred_anchor_deltas = [self.bbox_pred(self.bbox_subnet(feature)) for feature in features]
         return pred_logits, pred_anchor_deltas
+
+
+def split_anchors(x: Tensor, size: int) -> Tensor:
+    """A view (N, Hi, Wi, A, size) of head outputs (N, A*size, Hi, Wi), in any memory layout."""
+    n, channels, h, w = x.shape
+    return x.view(n, channels // size, size, h, w).permute(0, 3, 4, 1, 2)

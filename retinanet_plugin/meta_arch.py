@@ -1,25 +1,40 @@
 """ModularRetinaNet: the wiring of backbone, head, matcher, losses and inference. Read it first."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     build_anchor_generator,
     build_backbone,
     detector_postprocess,
 )
+from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from .compat import batch_images, put_scalar
-from .cuda_graph import build_cuda_graphs
-from .errors import UserError, registered
+from .config import head_input_shapes, num_cell_anchors
+from .errors import registered
 from .execution import Execution
-from .head import RETINANET_HEAD_REGISTRY
+from .execution.transfer import instances_to_device, tensor_to_device
+from .head import RETINANET_HEAD_REGISTRY, split_anchors
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
-from .matching import MATCHER_REGISTRY, padded_truth
+from .matching import MATCHER_REGISTRY
+try:
+    from .matching import Targets, check_gt_classes
+except ImportError:  # TEMP until matching/ has landed
+    from typing import NamedTuple
+    class Targets(NamedTuple):
+        gt_labels: Tensor
+        matched_gt_boxes: Tensor
+        gt_qualities: Tensor | None = None
+    def check_gt_classes(*a): pass
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,42 +50,39 @@ class ModularRetinaNet(nn.Module):
     def __init__(
         self,
         *,
-        backbone,
-        anchor_generator,
-        head,
-        matcher,
-        cls_loss,
-        box_loss,
-        inference,
-        num_classes,
-        in_features,
-        box_loss_weight,
-        pixel_mean,
-        pixel_std,
-        vis_period=0,
-        input_format="BGR",
-        execution=None,
-        cuda_graphs=None,
-    ):
+        backbone: Backbone,
+        anchor_generator: nn.Module,
+        head: nn.Module,
+        matcher: nn.Module,
+        cls_loss: nn.Module,
+        box_loss: nn.Module,
+        inference: nn.Module,
+        num_classes: int,
+        in_features: Sequence[str],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        box_loss_weight: float = 1.0,
+        vis_period: int = 0,
+        input_format: str = "BGR",
+        execution: Execution | None = None,
+    ) -> None:
         """
         Args:
             backbone (Backbone): images (N, 3, H, W) to a dict of features (N, C, Hi, Wi).
             anchor_generator (nn.Module): features to ``list[Boxes]`` of Hi*Wi*A anchors.
             head (nn.Module): see :class:`retinanet_plugin.head.RetinaNetHead`.
-            matcher (nn.Module): see :class:`retinanet_plugin.matching.IoUMatcher`.
+            matcher (nn.Module): see :data:`retinanet_plugin.matching.MATCHER_REGISTRY`.
             cls_loss (nn.Module): see :class:`retinanet_plugin.losses.FocalLoss`.
             box_loss (nn.Module): see :class:`retinanet_plugin.losses.SmoothL1BoxLoss`.
             inference (nn.Module): see :class:`retinanet_plugin.inference.RetinaNetInference`.
             num_classes (int): K.
             in_features (list[str]): names of the backbone's features that the head reads.
-            box_loss_weight (float): lambda.
             pixel_mean, pixel_std (list[float]): of each channel, to normalise images with.
+            box_loss_weight (float): lambda.
             vis_period (int): iterations between pictures of truth and detections in the event
                 storage; 0: none.
             input_format (str): of the images' channels, for those pictures.
-            execution (nn.Module): see :class:`retinanet_plugin.execution.Execution`; None: in
-                float32, neither channels last nor compiled.
-            cuda_graphs (CudaGraphs or None): replays of training steps, see ``cuda_graph.py``.
+            execution (Execution or None): how backbone and head run; None: its defaults.
         """
         super().__init__()
         self.backbone = backbone
@@ -82,11 +94,10 @@ class ModularRetinaNet(nn.Module):
         self.inference = inference
         self.execution = execution or Execution()
         self.num_classes = num_classes
-        self.in_features = in_features
+        self.in_features = list(in_features)
         self.box_loss_weight = box_loss_weight
         self.vis_period = vis_period
         self.input_format = input_format
-        self.cuda_graphs = cuda_graphs
         # Constants of the config, not weights: not saved, as in Detectron2.
         mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
         self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
@@ -95,42 +106,41 @@ class ModularRetinaNet(nn.Module):
         # run scales its losses as the interrupted one did (of several processes, all go on from
         # the first one's). 100 is stock's start.
         self.register_buffer("loss_normalizer", torch.tensor(100.0))
-        self.execution.prepare(self)
+        self.execution.lay_out(self)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         retinanet = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
-        input_shape = _feature_shapes(cfg, backbone)
+        input_shape = head_input_shapes(cfg, backbone)
         anchor_generator = build_anchor_generator(cfg, input_shape)
         head = _part(cfg, RETINANET_HEAD_REGISTRY, "HEAD_NAME")
-        training_parts = {
-            "matcher": _part(cfg, MATCHER_REGISTRY, "MATCHER_NAME")(cfg),
-            "cls_loss": _part(cfg, CLS_LOSS_REGISTRY, "CLS_LOSS_NAME")(cfg),
-            "box_loss": _part(cfg, BOX_LOSS_REGISTRY, "BBOX_REG_LOSS_TYPE")(cfg),
-        }
         return {
             "backbone": backbone,
             "anchor_generator": anchor_generator,
-            "head": head(cfg, input_shape, _num_cell_anchors(anchor_generator)),
-            **training_parts,
+            "head": head(cfg, input_shape, num_cell_anchors(anchor_generator)),
+            "matcher": _part(cfg, MATCHER_REGISTRY, "MATCHER_NAME")(cfg),
+            "cls_loss": _part(cfg, CLS_LOSS_REGISTRY, "CLS_LOSS_NAME")(cfg),
+            "box_loss": _part(cfg, BOX_LOSS_REGISTRY, "BBOX_REG_LOSS_TYPE")(cfg),
             "inference": RetinaNetInference(cfg),
-            "execution": Execution(cfg),
+            "execution": Execution.from_config(cfg),
             "num_classes": retinanet.NUM_CLASSES,
             "in_features": retinanet.IN_FEATURES,
-            "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
-            "cuda_graphs": build_cuda_graphs(cfg, training_parts.values()),
         }
 
+    def extra_repr(self) -> str:
+        return f"(execution): {self.execution}"
+
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs):
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
             batched_inputs (list[dict]): as :class:`detectron2.data.DatasetMapper` makes them:
@@ -141,26 +151,31 @@ class ModularRetinaNet(nn.Module):
             in training, ``{"loss_cls": scalar, "loss_box_reg": scalar}``; otherwise
             ``[{"instances": Instances}]`` with ``pred_boxes`` in pixels of (``height``,
             ``width``), ``scores`` and ``pred_classes``.
+
+        Raises:
+            UserError: in training, a ground-truth class is not one of 0..K-1.
+            ValueError: in training, an image has no ``instances``.
         """
         images = self.preprocess_image(batched_inputs)
+        with self.execution.context(images.tensor, self.backbone, self.head) as pixels:
+            features = self.backbone(pixels)
+            features = [features[name] for name in self.in_features]
+            pred_logits, pred_anchor_deltas = self.head(features)
+        anchors = self.anchor_generator(features)
+        pred_logits = [split_anchors(level, self.num_classes) for level in pred_logits]
+        pred_anchor_deltas = [split_anchors(level, 4) for level in pred_anchor_deltas]
+
         if self.training:
-            gt_instances = [self._ground_truth(x) for x in batched_inputs]
-            draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
-            if self.cuda_graphs is not None and not draws:
-                truth = padded_truth(gt_instances)
-                return self._logged(*self.cuda_graphs(self, images.tensor, *truth))
-        anchors, pred_logits, pred_anchor_deltas = self.predict(images.tensor)
-        if self.training:
-            gt_labels, matched_gt_boxes = self.label_anchors(anchors, gt_instances)
-            if draws:
-                with torch.no_grad():
-                    detections = self.inference(
-                        anchors, pred_logits, pred_anchor_deltas, images.image_sizes
-                    )
-                # Stock's method reads nothing of a model but its input_format.
-                RetinaNet.visualize_training(self, batched_inputs, detections)
+            if self.draws():
+                self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
+            gt_instances = self.ground_truth(batched_inputs)
+            targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
             return self.losses(
-                anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes
+                anchors,
+                pred_logits,
+                targets.gt_labels,
+                pred_anchor_deltas,
+                targets.matched_gt_boxes,
             )
         detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
         return [
@@ -168,47 +183,79 @@ class ModularRetinaNet(nn.Module):
             for found, x, (h, w) in zip(detections, batched_inputs, images.image_sizes)
         ]
 
-    def preprocess_image(self, batched_inputs):
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded to one size: an :class:`ImageList` of (N, 3, H, W)."""
-        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [tensor_to_device(x["image"], self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return batch_images(images, self.backbone)
 
-    def predict(self, images, anchors=None):
-        """Anchors and what the head says of them.
+    def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        """The ``instances`` of training inputs, on the model's device; see :meth:`forward`."""
+        names = []
+        for i, x in enumerate(batched_inputs):
+            names.append(x.get("file_name") or f"image {i} of the batch")
+            if "instances" not in x:
+                raise ValueError(
+                    f"the training input {names[-1]} has no 'instances': use a mapper with "
+                    "is_train=True"
+                )
+        gt_instances = [x["instances"] for x in batched_inputs]
+        check_gt_classes(gt_instances, self.num_classes, names)
+        return [instances_to_device(instances, self.device) for instances in gt_instances]
+
+    def match(
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ) -> Targets:
+        """What each anchor is to learn.
 
         Args:
-            images (Tensor): (N, 3, H, W), normalised and padded, of :meth:`preprocess_image`.
-            anchors (list[Boxes] or None): those of an earlier call with images of this size, to
-                be used again.
-
-        Returns:
-            tuple: of each level, anchors (Boxes, Hi*Wi*A), class logits (N, Hi, Wi, A, K) and
-            box deltas (N, Hi, Wi, A, 4); three lists.
+            anchors (list[Boxes]): of each level, Hi*Wi*A anchors.
+            gt_instances (list[Instances]): N images with ``gt_boxes`` and ``gt_classes``.
+            pred_logits (list[Tensor]): of each level, (N, Hi, Wi, A, K).
+            pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4). A matcher that
+                asks for predictions (``needs_predictions``) gets both, without gradient.
         """
-        features, pred_logits, pred_anchor_deltas = self.execution(
-            self.backbone, self.head, self.in_features, images
-        )
-        anchors = anchors or self.anchor_generator(features)
-        return (
-            anchors,
-            [_split_anchors(logits, self.num_classes) for logits in pred_logits],
-            [_split_anchors(deltas, 4) for deltas in pred_anchor_deltas],
-        )
+        predictions: tuple[list[Tensor], ...] = ()
+        if getattr(self.matcher, "needs_predictions", False):
+            predictions = (
+                [level.detach() for level in pred_logits],
+                [level.detach() for level in pred_anchor_deltas],
+            )
+        return Targets(*self.matcher(anchors, gt_instances, *predictions))
 
-    def label_anchors(self, anchors, gt_instances):
-        """
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`match` gives, as Detectron2's RetinaNet names it, without predictions.
+
         Args:
             anchors (list[Boxes]): of each level, Hi*Wi*A anchors.
             gt_instances (list[Instances]): N images with ``gt_boxes`` and ``gt_classes``.
 
         Returns:
             tuple[Tensor, Tensor]: labels (N, R) and matched boxes (N, R, 4), as in
-            :meth:`retinanet_plugin.matching.IoUMatcher.forward`.
-        """
-        return self.matcher(anchors, gt_instances)
+            :class:`retinanet_plugin.matching.Targets`.
 
-    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes):
+        Raises:
+            UserError: a ground-truth class is not one of 0..K-1.
+        """
+        names = [f"image {i} of the batch" for i in range(len(gt_instances))]
+        check_gt_classes(gt_instances, self.num_classes, names)
+        targets = Targets(*self.matcher(anchors, gt_instances))
+        return targets.gt_labels, targets.matched_gt_boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: Tensor,
+        pred_anchor_deltas: list[Tensor],
+        matched_gt_boxes: Tensor,
+    ) -> dict[str, Tensor]:
         """Both losses, divided by the moving average of the number of foreground anchors.
 
         Args:
@@ -221,25 +268,6 @@ class ModularRetinaNet(nn.Module):
         Returns:
             dict[str, Tensor]: ``loss_cls`` and ``loss_box_reg``, float32 scalars.
         """
-        masked = gt_labels.device.type != "cpu"
-        return self._logged(
-            *self.scaled_losses(
-                anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes, masked
-            )
-        )
-
-    def scaled_losses(
-        self, anchors, pred_logits, gt_labels, pred_anchor_deltas, matched_gt_boxes, masked
-    ):
-        """:meth:`losses`, which says what the arguments are, in tensors alone.
-
-        ``masked`` (bool) is whether the box loss runs on all anchors, so that shapes are fixed
-        and nothing waits for a GPU, or on the foreground ones.
-
-        Returns:
-            tuple[Tensor, Tensor, Tensor]: loss_cls, loss_box_reg and the foreground anchors of an
-            image on average; float32 scalars.
-        """
         labels_of_levels = gt_labels.split([len(boxes) for boxes in anchors], dim=1)
         labels_of_levels = [
             labels.reshape(logits.shape[:-1])
@@ -248,19 +276,31 @@ class ModularRetinaNet(nn.Module):
         loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
         foreground = (gt_labels >= 0) & (gt_labels < self.num_classes)
         loss_box_reg = foreground_box_loss(
-            self.box_loss, foreground, pred_anchor_deltas, anchors, matched_gt_boxes, masked
+            self.box_loss,
+            foreground,
+            pred_anchor_deltas,
+            anchors,
+            matched_gt_boxes,
+            # On a GPU, all anchors in fixed shapes, for which nothing has to be waited for.
+            masked=gt_labels.device.type != "cpu",
         )
         num_foreground = foreground.sum()
+        put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
         normalizer = self._update_loss_normalizer(num_foreground)
-        return (
-            loss_cls / normalizer,
-            loss_box_reg * self.box_loss_weight / normalizer,
-            num_foreground / len(gt_labels),
-        )
+        return {
+            "loss_cls": loss_cls / normalizer,
+            "loss_box_reg": loss_box_reg * self.box_loss_weight / normalizer,
+        }
 
-    def _logged(self, loss_cls, loss_box_reg, num_pos_anchors):
-        put_scalar("num_pos_anchors", num_pos_anchors)
-        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+    def draws(self) -> bool:
+        """Whether a forward of this iteration puts pictures into the event storage."""
+        return self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
+
+    @torch.no_grad()
+    def _draw(self, batched_inputs, images, anchors, pred_logits, pred_anchor_deltas):
+        detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+        # Stock's method reads nothing of a model but its input_format.
+        RetinaNet.visualize_training(self, batched_inputs, detections)
 
     def _update_loss_normalizer(self, num_foreground):
         """Take ``num_foreground`` () into the average in training; return a copy of the average.
@@ -271,57 +311,11 @@ class ModularRetinaNet(nn.Module):
             self.loss_normalizer.lerp_(num_foreground.clamp(min=1).to(self.loss_normalizer), 0.1)
         return self.loss_normalizer.clone()
 
-    def _ground_truth(self, inputs):
-        if "instances" not in inputs:
-            raise ValueError(
-                f"training input {inputs.get('file_name', '')} has no 'instances': use a mapper "
-                "with is_train=True"
-            )
-        return inputs["instances"].to(self.device)
-
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Checkpoints of Detectron2's RetinaNet lack the moving average: keep the present one.
         state_dict.setdefault(prefix + "loss_normalizer", self.loss_normalizer)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _split_anchors(x, size):
-    """A view (N, Hi, Wi, A, size) of head outputs (N, A*size, Hi, Wi), in any memory layout."""
-    n, channels, h, w = x.shape
-    return x.view(n, channels // size, size, h, w).permute(0, 3, 4, 1, 2)
-
-
 def _part(cfg, registry, key):
     return registered(registry, cfg.MODEL.RETINANET[key], f"MODEL.RETINANET.{key}")
-
-
-def _feature_shapes(cfg, backbone):
-    """Shapes of the head's features; refuses features or anchors that do not fit the backbone."""
-    shapes = backbone.output_shape()
-    in_features = cfg.MODEL.RETINANET.IN_FEATURES
-    for name in in_features:
-        if name not in shapes:
-            raise UserError(
-                f"MODEL.RETINANET.IN_FEATURES has {name!r}, which the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME} does not make: choose from {list(shapes)}"
-            )
-    for key in ("SIZES", "ASPECT_RATIOS"):
-        num_levels = len(cfg.MODEL.ANCHOR_GENERATOR[key])
-        if num_levels not in (1, len(in_features)):
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.{key} has {num_levels} levels but "
-                f"MODEL.RETINANET.IN_FEATURES has {len(in_features)} ({', '.join(in_features)}): "
-                "give one list for each level, or one for all"
-            )
-    return [shapes[name] for name in in_features]
-
-
-def _num_cell_anchors(anchor_generator):
-    """A, which a head that is shared over the levels needs to be one number."""
-    counts = set(anchor_generator.num_cell_anchors)
-    if len(counts) != 1:
-        raise UserError(
-            f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors at a location, depending on "
-            "the level: give every level as many SIZES and ASPECT_RATIOS"
-        )
-    return counts.pop()

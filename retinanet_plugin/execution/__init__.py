@@ -1,24 +1,19 @@
-"""How backbone and head are run: precision, memory layout, algorithms, compilation."""
+"""How backbone and head are run: precision, memory layout, algorithms of a CPU, compilation."""
 
-import functools
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
-from detectron2.config import configurable
-from torch import nn
+from detectron2.config import CfgNode
+from torch import Tensor, nn
 
-from ..errors import UserError
-from .convolutions import FastConvolutions
-from .frozen_bn import (
-    FastNormConv2d,
-    FoldedConv2d,
-    InPlaceNormConv2d,
-    join_frozen_batch_norms,
-)
+from .cpu_conv import FastConvolutions, processor_gains
 
 
-class Execution(nn.Module):
-    """Runs backbone and head in training and inference; has no weights and renames none.
+@dataclass(frozen=True)
+class Execution:
+    """How backbone and head run in training and inference; changes no weights and renames none.
 
     ``bfloat16``: convolutions, under :class:`torch.autocast`, read images, features and weights
     that are rounded to bfloat16 (8 significant bits) and return bfloat16; so do their gradients.
@@ -29,119 +24,68 @@ class Execution(nn.Module):
     Other kernels then add the same numbers in another order: results differ by rounding alone.
     The head's outputs become views (N, Hi, Wi, A, K) in one piece.
 
-    ``fold_frozen_bn``: convolutions take their frozen batch norm in, see
-    :class:`retinanet_plugin.execution.frozen_bn.FoldedConv2d`. Results differ by rounding alone.
-
-    ``fast_cpu_conv``: on a CPU in float32, convolutions of inference, and the gradients of those of
-    training, take faster algorithms than PyTorch's, see
-    :class:`retinanet_plugin.execution.convolutions.FastConvolutions`. Losses stay the same to the
+    ``fast_cpu_conv``: on a CPU in float32, where they are faster than PyTorch's, convolutions of
+    inference, and the gradients of those of training, take other algorithms, see
+    :class:`retinanet_plugin.execution.cpu_conv.FastConvolutions`. Losses stay the same to the
     last bit; gradients and detections differ by rounding alone. Compiled code does not take them.
 
-    ``compiled``: :func:`torch.compile` fuses the steps between convolutions, which changes results
-    by more than the tolerances that this package keeps otherwise, see ``docs/performance.md``.
-    Image sizes are variables of the compiled code. Of several processes, gradients are exchanged
-    after the backward pass and not during it.
+    ``compile``: :meth:`torch.nn.Module.compile` fuses the steps between convolutions of backbone
+    and head, which changes results by more than the tolerances that this package keeps otherwise,
+    see ``docs/performance.md``. Image sizes are variables of the compiled code. Of several
+    processes, gradients are exchanged after the backward pass and not during it.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        bfloat16=False,
-        channels_last=False,
-        fold_frozen_bn=False,
-        fast_cpu_conv=True,
-        compiled=False,
-    ):
-        """
-        Args:
-            bfloat16, channels_last, fold_frozen_bn, fast_cpu_conv, compiled (bool): see the class.
-
-        Raises:
-            UserError: ``compiled``, but this PyTorch has no compiler.
-        """
-        super().__init__()
-        if compiled and not hasattr(torch, "compile"):
-            raise UserError(
-                "MODEL.RETINANET.COMPILE is True, which needs torch.compile of PyTorch 2.0 or "
-                f"newer, and this is {torch.__version__}: update it, or set the key to False"
-            )
-        self.bfloat16 = bfloat16
-        self.channels_last = channels_last
-        self.fold_frozen_bn = fold_frozen_bn
-        self.fast_cpu_conv = fast_cpu_conv
-        self.compiled = compiled
+    bfloat16: bool = False
+    channels_last: bool = False
+    fast_cpu_conv: bool = True
+    compile: bool = False
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> "Execution":
         retinanet = cfg.MODEL.RETINANET
-        return {
-            "bfloat16": retinanet.BFLOAT16,
-            "channels_last": retinanet.CHANNELS_LAST,
-            "fold_frozen_bn": retinanet.FOLD_FROZEN_BN,
-            "fast_cpu_conv": retinanet.FAST_CPU_CONV,
-            "compiled": retinanet.COMPILE,
-        }
-
-    def extra_repr(self):
-        return (
-            f"bfloat16={self.bfloat16}, channels_last={self.channels_last}, "
-            f"fold_frozen_bn={self.fold_frozen_bn}, fast_cpu_conv={self.fast_cpu_conv}, "
-            f"compiled={self.compiled}"
+        return cls(
+            bfloat16=retinanet.BFLOAT16,
+            channels_last=retinanet.CHANNELS_LAST,
+            fast_cpu_conv=retinanet.FAST_CPU_CONV,
+            compile=retinanet.COMPILE,
         )
 
-    def prepare(self, model):
-        """Lay the weights of ``model`` out as they are used, and join its frozen batch norms."""
-        join_frozen_batch_norms(model.backbone, self._norm_conv_class())
+    def lay_out(self, model: nn.Module) -> None:
+        """Lay the weights of ``model`` out in memory as they are used."""
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
 
-    def forward(self, backbone, head, in_features, images):
-        """
-        Args:
-            backbone (Backbone): images to a dict of features (N, C, Hi, Wi).
-            head (nn.Module): see :class:`retinanet_plugin.head.RetinaNetHead`.
-            in_features (list[str]): names of the L features that the head reads.
-            images (Tensor): (N, 3, H, W).
+    @contextmanager
+    def context(self, images: Tensor, *modules: nn.Module) -> Iterator[Tensor]:
+        """Run what is called within as the fields say.
 
-        Returns:
-            tuple[list[Tensor], list[Tensor], list[Tensor]]: L features (N, C, Hi, Wi) and the
-            head's outputs, class logits (N, A*K, Hi, Wi) and box deltas (N, A*4, Hi, Wi).
+        Args:
+            images (Tensor): (N, 3, H, W).
+            modules (nn.Module): those that are called within, all training or none.
+
+        Yields:
+            Tensor: ``images`` in the memory layout that the modules are to be given.
         """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        run = _compiled_network() if self.compiled else _network
-        with self._precision(images.device.type), self._algorithms():
-            return run(backbone, head, in_features, images)
-
-    def _precision(self, device_type):
-        # Not autocast(enabled=False), which would end the autocast of a caller.
-        if self.bfloat16:
-            return torch.autocast(device_type, torch.bfloat16)
-        return nullcontext()
-
-    def _algorithms(self):
-        return FastConvolutions() if self._is_fast_cpu_conv() else nullcontext()
-
-    def _norm_conv_class(self):
-        if self.fold_frozen_bn:
-            return FoldedConv2d
-        return FastNormConv2d if self._is_fast_cpu_conv() else InPlaceNormConv2d
-
-    def _is_fast_cpu_conv(self):
-        return self.fast_cpu_conv and not self.compiled
+        with ExitStack() as stack:
+            if self.bfloat16:  # else no autocast(enabled=False), which would end a caller's
+                stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
+            if self.compile:
+                stack.enter_context(_compiled(modules))
+            elif self.fast_cpu_conv and images.device.type == "cpu" and processor_gains():
+                is_training = any(module.training for module in modules)
+                is_inference = not is_training and not torch.is_grad_enabled()
+                stack.enter_context(FastConvolutions(fast_outputs=is_inference))
+            yield images
 
 
-def _network(backbone, head, in_features, images):
-    features = backbone(images)
-    features = [features[name] for name in in_features]
-    return (features, *head(features))
-
-
-@functools.cache
-def _compiled_network():
-    # A function and not a module, and not kept by a model: parameters keep their names, and a
-    # model can be copied and pickled. With dynamic=True one graph serves many sizes of images.
-    compiled = torch.compile(_network, dynamic=True)
+def _compiled(modules):
+    """A context in which ``modules`` run compiled; compiles those that are not yet."""
+    for module in modules:
+        # Lazily, since a copied or loaded module is not compiled. With dynamic=True one graph
+        # serves many sizes of images.
+        if module._compiled_call_impl is None:
+            module.compile(dynamic=True)
     # Cut up for DistributedDataParallel, the graph of an FPN would be compiled for each height.
-    return torch._dynamo.config.patch(optimize_ddp=False)(compiled)
+    return torch._dynamo.config.patch(optimize_ddp=False)

@@ -10,10 +10,14 @@ import math
 from fractions import Fraction
 from functools import cache
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .tiles import PATCH, TILE, Chunks
+from .tiles import PATCH, TILE, TINY, Chunk, Tiling
 
 # Where the algorithm evaluates its polynomials, beside infinity. These keep rounding within about
 # twice that of PyTorch's convolution; the paper's 0, 1, -1, 2, -2 make it three times (for the
@@ -25,9 +29,9 @@ ONES = POINTS.index(1) * PATCH + POINTS.index(1)
 MIN_CHANNELS, MIN_TILES = 96, 100
 
 
-def suits(x, weight, stride, padding):
+def is_faster(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool:
     """Whether the functions below compute the convolution of x (N, C, H, W) by ``weight`` faster
-    than PyTorch does."""
+    than PyTorch does where it has no AVX-512."""
     if (*weight.shape[2:], *stride, *padding) != (3, 3, 1, 1, 1, 1):
         return False
     n, _, height, width = x.shape
@@ -35,17 +39,24 @@ def suits(x, weight, stride, padding):
     return min(weight.shape[:2]) >= MIN_CHANNELS and tiles >= MIN_TILES
 
 
-def convolve(x, weight, bias, stride):
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
     """``conv2d(x, weight, bias, padding=1)``; the result is channels last in memory."""
-    chunks = Chunks(x, len(weight))
-    out = _empty_tiles(chunks)
-    weight = _transform_weight(chunks, weight.permute(2, 3, 1, 0))
-    for chunk in chunks:
+    tiling = Tiling(x, len(weight))
+    out = _empty_tiles(tiling, x.dtype)
+    weight = _transform_weight(tiling, weight.permute(2, 3, 1, 0))
+    for chunk in tiling:
         _multiply(chunk, _transform_patches(chunk, x), weight, bias, out)
     return _crop(out, x.shape[2:], torch.channels_last)
 
 
-def gradients(grad_output, x, weight, stride, needs_input, needs_weight):
+def gradients(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    needs_input: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by x and by the weight (D, C, 3, 3) of the convolution whose output has the
     gradient ``grad_output``; None for one that is not needed.
 
@@ -54,34 +65,34 @@ def gradients(grad_output, x, weight, stride, needs_input, needs_weight):
     are summed over the tiles before they are transformed back. The gradient by x is channels last
     in memory, unless x is contiguous.
     """
-    chunks = Chunks(grad_output, x.shape[1])
+    tiling = Tiling(grad_output, x.shape[1])
     grad_input = grad_weight = None
     if needs_input:
-        grad_input = _empty_tiles(chunks)
-        flipped_weight = _transform_weight(chunks, weight.flip(2, 3).permute(2, 3, 0, 1))
+        grad_input = _empty_tiles(tiling, x.dtype)
+        flipped_weight = _transform_weight(tiling, weight.flip(2, 3).permute(2, 3, 0, 1))
     if needs_weight:
-        grad_weight = chunks.total.zero_()
+        tiling.grad_weight.zero_()
         tiles = _whole_tiles(x.permute(0, 2, 3, 1))
-    for chunk in chunks:
-        patches = _transform_patches(chunk, grad_output)
+    for chunk in tiling:
+        patches = _transform_patches(chunk, grad_output, is_gradient=True)
         if needs_input:
-            _multiply(chunk, patches, flipped_weight, None, grad_input)
+            _multiply(chunk, patches, flipped_weight, None, grad_input, is_gradient=True)
         if needs_weight:
-            _add_correlation(grad_weight, chunk, patches, tiles)
+            _add_correlation(tiling.grad_weight, chunk, patches, tiles)
     if needs_input:
         # What meets x and its gradient later would take longer over two layouts than a copy does.
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         grad_input = _crop(grad_input, x.shape[2:], layout)
     if needs_weight:
-        grad_weight = _transform_back(grad_weight).flip(2, 3)
+        grad_weight = _transform_back(tiling.grad_weight).flip(2, 3)
     return grad_input, grad_weight
 
 
-def _transform_weight(chunks, weight):
+def _transform_weight(tiling: Tiling, weight: Tensor) -> Tensor:
     """(36, C, D) from (3, 3, C, D)."""
     _, from_weight, _ = _transforms(weight.dtype)
-    torch.mm(from_weight, weight.reshape(9, -1), out=chunks.weight.flatten(1))
-    return chunks.weight
+    torch.mm(from_weight, weight.reshape(9, -1), out=tiling.weight.flatten(1))
+    return tiling.weight
 
 
 def _transform_back(weight):
@@ -91,20 +102,29 @@ def _transform_back(weight):
     return kernels.view(3, 3, *weight.shape[1:]).permute(2, 3, 0, 1)
 
 
-def _transform_patches(chunk, x):
+def _transform_patches(chunk: Chunk, x: Tensor, is_gradient: bool = False) -> Tensor:
     """(36, tiles, C) of x (N, C, H, W)."""
     _, _, from_input = _transforms(x.dtype)
-    patches = torch.mm(from_input, chunk.patches(x), out=chunk.transformed)
+    patches = torch.mm(from_input, chunk.patches(x, is_gradient), out=chunk.transformed)
     return patches.view(PATCH**2, -1, x.shape[1])
 
 
-def _multiply(chunk, patches, weight, bias, out):
+def _multiply(
+    chunk: Chunk,
+    patches: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    is_gradient: bool = False,
+) -> None:
     """Put the chunk's outputs into ``out`` (N, D, 4 * rows, 4 * columns)."""
     from_output, _, _ = _transforms(out.dtype)
     product = torch.bmm(patches, weight, out=chunk.product)
     if bias is not None:
         product[ONES] += bias
     tiles = torch.mm(from_output, product.flatten(1), out=chunk.tiles)
+    if is_gradient:  # the algorithms behind it compute with it as fast as with zero
+        torch.ops.aten.hardshrink.out(tiles, TINY, out=tiles)
     view = chunk.tiles_of(out.permute(0, 2, 3, 1))
     view.copy_(tiles.view(view.shape))
 
@@ -118,9 +138,9 @@ def _add_correlation(total, chunk, patches, x):
     total.baddbmm_(patches.transpose(1, 2), chunk.product)
 
 
-def _empty_tiles(chunks):
-    shape = chunks.n, chunks.out_channels, chunks.rows * TILE, chunks.columns * TILE
-    return torch.empty(shape, dtype=chunks.weight.dtype, memory_format=torch.channels_last)
+def _empty_tiles(tiling, dtype):
+    shape = tiling.num_images, tiling.out_channels, tiling.rows * TILE, tiling.columns * TILE
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _crop(x, size, layout):
@@ -136,19 +156,21 @@ def _whole_tiles(x):
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
-@cache
-def _transforms(dtype):
+def _transforms(dtype: torch.dtype) -> list[Tensor]:
     """A^T (16, 36), G (36, 9) and B^T (36, 36) of the paper, each for both directions at once."""
+    return [torch.from_numpy(matrix).to(dtype) for matrix in _matrices()]
+
+
+@cache
+def _matrices() -> list[np.ndarray]:
+    """The same as arrays: kept tensors would belong to the mode that made them."""
     others = [[q for q in POINTS if q != p] for p in POINTS]
     scale = [math.prod(p - q for q in rest) for p, rest in zip(POINTS, others)]
     from_output = [[p**i for p in POINTS] + [i == TILE - 1] for i in range(TILE)]
     from_weight = [[p**i / s for i in range(3)] for p, s in zip(POINTS, scale)] + [[0, 0, 1]]
     from_input = [[*_polynomial(rest), 0] for rest in others] + [_polynomial(POINTS)]
-    matrices = [
-        torch.tensor([[float(value) for value in row] for row in matrix], dtype=torch.float64)
-        for matrix in (from_output, from_weight, from_input)
-    ]
-    return [torch.kron(matrix, matrix).to(dtype) for matrix in matrices]
+    one_way = (np.array(m, dtype=np.float64) for m in (from_output, from_weight, from_input))
+    return [np.kron(matrix, matrix) for matrix in one_way]
 
 
 def _polynomial(roots):

@@ -4,16 +4,19 @@ PyTorch's kernels on CPUs have memory layouts of their own. Converting to and fr
 much as the convolution itself where a 1x1 kernel has few channels or a stride.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def suits(x, weight, stride, padding):
+def is_faster(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool:
     """Whether the functions below compute the convolution of x (N, C, H, W) by ``weight``."""
     return weight.shape[2:] == (1, 1) and padding == (0, 0)
 
 
-def convolve(x, weight, bias, stride):
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
     """``conv2d(x, weight, bias, stride)``."""
     if not x.is_contiguous():  # channels last: PyTorch reorders nothing
         return F.conv2d(x, weight, bias, stride)
@@ -24,7 +27,14 @@ def convolve(x, weight, bias, stride):
     return out if bias is None else out.add_(bias[:, None, None])
 
 
-def gradients(grad_output, x, weight, stride, needs_input, needs_weight):
+def gradients(
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    needs_input: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients by x and by the weight (D, C, 1, 1) of the convolution whose output has the
     gradient ``grad_output``; None for one that is not needed. The first is channels last in memory
     if x is.

@@ -1,0 +1,89 @@
+"""Which convolutions take an algorithm of this folder, and which stay PyTorch's."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import pointwise, winograd
+from .convolution import Convolution
+from .plain import is_plain
+
+ALGORITHMS = (pointwise, winograd)
+
+
+def processor_gains() -> bool:
+    """Whether the algorithms are faster than PyTorch's convolutions on this processor.
+
+    PyTorch's are near the peak of processors with AVX-512, where nothing is left to gain (measured:
+    0.98 times the speed of a step); of those with AVX2 they are not (1.36 times). Others were not
+    measured.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+class FastConvolutions(TorchFunctionMode):
+    """Within this context, ``conv2d`` takes the algorithm that is fastest for its shape.
+
+    That is Winograd's for large 3x3 convolutions and a matrix product for 1x1 convolutions. It is
+    taken for plain float32 tensors on a CPU in eager mode alone: not by tensors of other types,
+    under autocast, in transforms of ``torch.func`` and forward-mode differentiation, under
+    dispatch modes (fake tensors, counters of operations), or while a model is traced, exported or
+    compiled. There a convolution is PyTorch's. Modules, parameters and hooks stay what they are.
+
+    Where gradients are recorded, only they take the algorithm, also after the context was left, and
+    outputs stay PyTorch's to the last bit: rounding in them could turn a ReLU on or off that is
+    nearly at 0, which changes gradients far more than the rounding of gradients does.
+    """
+
+    def __init__(self, fast_outputs: bool) -> None:
+        """``fast_outputs``: whether outputs take the algorithm where no gradient is recorded; they
+        must not where the same forward may be repeated with gradients, as checkpointing does."""
+        super().__init__()
+        self.fast_outputs = fast_outputs
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: tuple[type, ...],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.conv2d:
+            return self._conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _conv2d(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        geometry = _pair(stride), _pair(padding)
+        operands = [x for x in (input, weight, bias) if x is not None]
+        algorithm = None
+        if groups == 1 and _pair(dilation) == (1, 1) and is_plain(*operands):
+            algorithm = algorithm_for(input, weight, *geometry)
+        if algorithm is not None:
+            if not torch.is_grad_enabled():
+                if self.fast_outputs:
+                    return algorithm.convolve(input, weight, bias, geometry[0])
+            elif any(x.requires_grad for x in operands):
+                return Convolution.apply(input, weight, bias, *geometry, algorithm)
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def algorithm_for(input: Tensor, weight: Tensor, stride: Any, padding: Any) -> ModuleType | None:
+    """The module that convolves input (N, C, H, W) with weight (D, C, h, w) faster than PyTorch
+    does; None: PyTorch is faster, or input is a single image (C, H, W)."""
+    if input.dim() != 4:
+        return None
+    for algorithm in ALGORITHMS:
+        if algorithm.is_faster(input, weight, stride, padding):
+            return algorithm
+    return None
+
+
+def _pair(value):
+    if isinstance(value, str):  # padding "same" or "valid"
+        return value
+    return (value, value) if isinstance(value, int) else tuple(value)
