@@ -1,55 +1,75 @@
-# make demo    set up, make the digits data set, train and evaluate on it, draw the detections
-# make test    set up and run the test suite; DETECTRON2=<checkout> tests against that Detectron2
-# make lint    set up and run the linter
-# make benchmark  time this package beside Detectron2's RetinaNet and torchvision's
-# make setup   only set up: everything goes into .venv
+# `make` lists the targets.
 
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
+VENV_06 := $(VENV)-0.6
 BIN := $(VENV)/bin
 DETECTRON2 ?=
 ifneq ($(DETECTRON2),)
+ifeq ($(wildcard $(DETECTRON2)/detectron2/__init__.py),)
+$(error DETECTRON2=$(DETECTRON2) is no checkout of Detectron2: name a folder that holds detectron2/__init__.py)
+endif
 export PYTHONPATH := $(abspath $(DETECTRON2))$(if $(PYTHONPATH),:$(PYTHONPATH))
 endif
+ARGS ?=
 
 DIGITS := datasets/digits
 DIGITS_CONFIG := configs/digits/retinanet_narrow_R_50_FPN.yaml
 
-# Detectron2 0.5 imports its C++ operators at once, though RetinaNet uses none of them.
-define PLACEHOLDER
-"""Stands where Detectron2's C++ operators would be, which are not built here."""
+# A slow network is not an error.
+export UV_HTTP_TIMEOUT ?= 180
+UV_INSTALL := $(BIN)/uv pip install --python
+# $(call quietly,ENVIRONMENT,COMMAND): what a command prints goes into a log, shown if it fails.
+quietly = { $(2); } >> $(1)/setup.log 2>&1 || { cat $(1)/setup.log; exit 1; }
+# $(call packages,ENVIRONMENT): the folder where its packages lie
+packages = "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-0.6 lint benchmark lock clean
 
-def get_compiler_version():
-    return "not built"
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
+demo:  ## set up, make the digits data set, train and evaluate on it, draw the detections
+test:  ## set up and run the tests; DETECTRON2=<checkout> on that Detectron2, ARGS=tests/test_x.py on that file
+test-0.6:  ## set up and run the tests on Detectron2 0.6
+lint:  ## set up and run ruff and mypy
+benchmark:  ## time this package beside Detectron2's RetinaNet and torchvision's
+setup:  ## only set up: everything goes into .venv; PYTHON=python3.13 for another Python
+lock:  ## write requirements*.txt anew from requirements*.in
+clean:  ## remove all that these targets made
 
-def get_cuda_version():
-    return "not built"
-
-
-def has_cuda():
-    return False
-endef
-export PLACEHOLDER
-
-.PHONY: setup demo test lint benchmark clean
-
+# A recipe, or make would say that there is nothing to do.
 setup: $(VENV)/.ready
+	@:
 
 $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH: install Python 3.11, or name one with PYTHON=..."; exit 1; }
-	@echo "Setting up $(VENV): 2 to 5 minutes, mostly the download of PyTorch (6 GB on disk)."
-	$(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment: install python3.11-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
-	    --config-setting=--global-option=build_py --config-setting=--build-option=--skip-build \
-	    -r requirements-detectron2.txt
-	@echo "$$PLACEHOLDER" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/detectron2/_C.py"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH: install Python 3.10 or newer, and name it with PYTHON=..."; exit 1; }
+	@echo "Setting up $(VENV): 1 to 5 minutes, mostly the download of PyTorch (6 GB on disk)."
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv)"; exit 1; }
+	@$(call quietly,$(VENV),$(BIN)/python -m pip install "$$(grep '^uv==' requirements.txt)")
+	@$(call quietly,$(VENV),$(UV_INSTALL) $(BIN)/python -r requirements.txt)
+# The archive is marked as one for Python 3.10 because of its _C alone, which no torch of today loads.
+	@$(call quietly,$(VENV),$(UV_INSTALL) $(BIN)/python --no-deps --require-hashes --only-binary :all: \
+	    --python-version 3.10 --target $(call packages,$(VENV)) -r requirements-detectron2.txt)
+	@rm -f $(call packages,$(VENV))/detectron2/_C.*.so
+	@$(call quietly,$(VENV),$(UV_INSTALL) $(BIN)/python --no-deps --no-build-isolation --editable .)
 	@touch $@
 
-# Detectron2 0.5 and PyTorch warn of each other's old names, which is nothing for a newcomer.
+# Torch and all else that 0.6 can share comes from $(VENV), whose packages stand behind its own.
+$(VENV_06)/.ready: $(VENV)/.ready requirements-0.6.txt requirements-detectron2-0.6.txt
+	@echo "Setting up $(VENV_06): Detectron2 0.6 and older packages in front of those of $(VENV) (0.5 GB)."
+	@$(BIN)/python -m venv --clear --without-pip $(VENV_06)
+	@echo $(call packages,$(VENV)) > $(call packages,$(VENV_06))/behind.pth
+	@$(call quietly,$(VENV_06),$(UV_INSTALL) $(VENV_06)/bin/python -r requirements-0.6.txt)
+	@$(call quietly,$(VENV_06),$(UV_INSTALL) $(VENV_06)/bin/python --no-deps --require-hashes --no-build-isolation \
+	    --config-setting=--global-option=build_py --config-setting=--build-option=--skip-build \
+	    -r requirements-detectron2-0.6.txt)
+# 0.6 imports its C++ operators at once, though RetinaNet uses none of them.
+	@: > $(call packages,$(VENV_06))/detectron2/_C.py
+	@touch $@
+
+# Detectron2 and PyTorch warn of each other's old names, which is nothing for a newcomer.
 demo: export PYTHONWARNINGS = ignore
 demo: setup $(DIGITS)/annotations/val.json
 	@echo "Training on the digits takes about 5 minutes on 2 cores; 'eta' below is the time left."
@@ -60,14 +80,25 @@ $(DIGITS)/annotations/val.json: | setup
 	$(BIN)/python -m retinanet_plugin digits $(DIGITS)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+test-0.6: $(VENV_06)/.ready
+	$(VENV_06)/bin/python -m pytest $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 benchmark: export PYTHONWARNINGS = ignore
 benchmark: setup
 	$(BIN)/python benchmarks/benchmark.py
 
+# Detectron2 0.6 runs on Python 3.10 and 3.11: what suits 3.10 suits both.
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.10 --no-annotate --custom-compile-command "make lock" --upgrade
+lock: setup
+	$(LOCK) --universal requirements.in -o requirements.txt
+	$(LOCK) --python-platform x86_64-manylinux_2_28 requirements-0.6.in -o requirements-0.6.txt
+
 clean:
-	rm -rf $(VENV) datasets output build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_06) datasets output build *.egg-info .*_cache .hypothesis

@@ -19,7 +19,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["retinanet_plugin", "retinanet_plugin.*"]),
-    python_requires=">=3.8",
+    package_data={"retinanet_plugin": ["py.typed"]},
+    python_requires=">=3.10",
     # Each is a requirement of Detectron2 as well, so that nothing new arrives with this package.
     install_requires=[
         "fvcore",  # box losses, registries
