@@ -1,5 +1,7 @@
 """FPN P3-P7 over any bottom-up network (Lin et al., arXiv 1708.02002, section 4)."""
 
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -8,7 +10,7 @@ from .errors import UserError, registered
 
 
 @BACKBONE_REGISTRY.register()
-def build_fpn_p3p7_backbone(cfg, input_shape):
+def build_fpn_p3p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a feature pyramid whose levels P3..P7 have strides 8..128.
 
     P3..P5 come from the features ``MODEL.FPN.IN_FEATURES`` of the network that

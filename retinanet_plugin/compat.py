@@ -1,13 +1,13 @@
-"""Every place where Detectron2 0.5, 0.6 and main differ for this package."""
+"""Every place where Detectron2 0.6 and main differ for this package."""
 
-import inspect
+from typing import Any
 
-import torch
 from detectron2 import layers
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
 from detectron2.utils import events
-from torch import nn
+from torch import Tensor
 
 # move_device_like came soon after 0.6.
 _SORTS_SCORES = not hasattr(layers, "move_device_like")
@@ -15,7 +15,7 @@ _SORTS_SCORES = not hasattr(layers, "move_device_like")
 _LOG_PERIOD = 20
 
 
-def batch_images(images, backbone):
+def batch_images(images: list[Tensor], backbone: Backbone) -> ImageList:
     """Pad and stack images (3, H, W) to the sizes that ``backbone`` accepts.
 
     ``Backbone.padding_constraints`` (square inputs of ViT backbones) exists since 2022.
@@ -28,36 +28,27 @@ def batch_images(images, backbone):
     )
 
 
-def norm_per_level(norm, channels, num_levels):
-    """A normalisation layer for a head that is shared over ``num_levels`` feature levels.
+def best_scores(scores: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
+    """The ``max_count`` highest of scores (C,), or all, and their indices, highest first.
 
-    Batch statistics differ between levels, so batch norm keeps them per level, as stock does
-    since 0.6 with ``CycleBatchNormList``; 0.5 shares them, and this package then does too.
+    Equal scores come in stock's own order, on which NMS depends: 0.6 sorts, main takes the top k.
+    A traced model takes as many as the image has that it is given, and not as many as the traced
+    one had.
     """
-    if norm in ("BN", "SyncBN") and hasattr(layers, "CycleBatchNormList"):
-        bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
-        return layers.CycleBatchNormList(num_levels, bn_class=bn_class, num_features=channels)
-    return layers.get_norm(norm, channels)
-
-
-def best_scores(scores, most):
-    """The ``most`` highest of scores (C,) and their indices, highest first.
-
-    Equal scores come in stock's own order, on which NMS depends: 0.5 and 0.6 sort, main takes the
-    top k.
-    """
+    count: Any = scores.shape[0]  # a tensor while a model is traced
+    is_traced = isinstance(count, Tensor)
     if not _SORTS_SCORES:
-        return scores.topk(min(most, len(scores)))
-    if len(scores) > most:
+        return scores.topk(count.clamp(max=max_count) if is_traced else min(count, max_count))
+    if not is_traced and count > max_count:
         # Unequal scores have one order, which takes less than a sort of very many candidates.
-        values, order = scores.topk(most + 1)
+        values, order = scores.topk(max_count + 1)
         if (values.diff() < 0).all():
-            return values[:most], order[:most]
+            return values[:max_count], order[:max_count]
     scores, order = scores.sort(descending=True)
-    return scores[:most], order[:most]
+    return scores[:max_count], order[:max_count]
 
 
-def put_scalar(name, value):
+def put_scalar(name: str, value: float | Tensor) -> None:
     """Log a scalar where a trainer is listening; ``has_event_storage`` is missing before main.
 
     A tensor on a GPU, which has to be waited for, is logged only in the iterations after which
@@ -67,25 +58,27 @@ def put_scalar(name, value):
         storage = events.get_event_storage()
     except AssertionError:
         return
-    waits = isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    waits = isinstance(value, Tensor) and value.device.type != "cpu"
     if not waits or (storage.iter + 1) % _LOG_PERIOD == 0:
         storage.put_scalar(name, float(value))
 
 
-def coco_evaluator(dataset_name, output_dir, detections_per_image):
+def coco_evaluator(dataset_name: str, output_dir: str, detections_per_image: int) -> COCOEvaluator:
     """Detectron2's ``COCOEvaluator`` for boxes, which counts as many detections as the model keeps.
 
-    The compiled evaluation is used where Detectron2 was compiled; 0.5 does not look itself.
-    ``max_dets_per_image`` exists since 0.6: before, COCO's limit of 100 holds.
+    The compiled evaluation is used where Detectron2 was compiled; 0.6 does not look itself.
     """
-    options = {"use_fast_impl": _is_compiled()}
-    knows_limit = "max_dets_per_image" in inspect.signature(COCOEvaluator).parameters
-    if detections_per_image > 100 and knows_limit:
-        options["max_dets_per_image"] = detections_per_image
-    return COCOEvaluator(dataset_name, ("bbox",), output_dir=output_dir, **options)
+    return COCOEvaluator(
+        dataset_name,
+        ("bbox",),
+        output_dir=output_dir,
+        use_fast_impl=_is_compiled(),
+        # COCO's own limits, up to 100, unless more are kept.
+        max_dets_per_image=detections_per_image if detections_per_image > 100 else None,
+    )
 
 
-def _is_compiled():
+def _is_compiled() -> bool:
     try:
         from detectron2._C import COCOevalEvaluateImages  # noqa: F401
     except ImportError:

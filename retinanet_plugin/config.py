@@ -1,7 +1,8 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -151,7 +152,7 @@ def num_cell_anchors(anchor_generator: nn.Module) -> int:
     Raises:
         UserError: it depends on the level.
     """
-    counts = set(anchor_generator.num_cell_anchors)
+    counts = set(cast(list[int], anchor_generator.num_cell_anchors))
     if len(counts) != 1:
         raise UserError(
             f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors at a location, depending on "
@@ -160,7 +161,7 @@ def num_cell_anchors(anchor_generator: nn.Module) -> int:
     return counts.pop()
 
 
-def _check_opts(opts):
+def _check_opts(opts: Sequence[str]) -> None:
     for option in opts:
         if option.startswith("--"):
             raise UserError(
@@ -173,7 +174,7 @@ def _check_opts(opts):
         )
 
 
-def _merge(cfg, merge, source):
+def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
     """Run ``merge``; turn the many errors of yacs and YAML into one sentence about ``source``."""
     known = set(_keys(cfg))
     try:
@@ -193,13 +194,13 @@ def _merge(cfg, merge, source):
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error
 
 
-def _unknown_key(message, known, source):
+def _unknown_key(message: str, known: set[str], source: str) -> UserError:
     key = message.rsplit(" ", 1)[-1]
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     return UserError(f"unknown config key {key} in {source}: the nearest known key is {nearest}")
 
 
-def _keys(node, prefix=""):
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{key}.")

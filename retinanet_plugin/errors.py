@@ -1,5 +1,9 @@
 """The one exception for what a user can mend: a wrong key, file, name or number."""
 
+from typing import Any
+
+from fvcore.common.registry import Registry
+
 
 class UserError(ValueError):
     """One sentence: what is wrong, where (file, key, id), and the remedy.
@@ -9,7 +13,7 @@ class UserError(ValueError):
     """
 
 
-def registered(registry, name, key):
+def registered(registry: Registry, name: str, key: str) -> Any:
     """The object that ``registry`` holds as ``name``, the value of the config key ``key``.
 
     Raises:

@@ -1,14 +1,13 @@
 """The two subnets of RetinaNet (Lin et al., arXiv 1708.02002, section 4)."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from .compat import norm_per_level
 from .errors import UserError
 
 RETINANET_HEAD_REGISTRY = Registry("RETINANET_HEAD")
@@ -59,12 +58,18 @@ class RetinaNetHead(nn.Module):
                 f"MODEL.RETINANET.PRIOR_PROB is {prior_prob}: choose a probability between 0 and 1"
             )
 
-        def subnet():
-            modules = []
+        def norm_layer() -> nn.Module:
+            if norm in ("BN", "SyncBN"):  # statistics differ between levels: each has its own
+                bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
+                return CycleBatchNormList(num_levels, bn_class=bn_class, num_features=in_channels)
+            return get_norm(norm, in_channels)
+
+        def subnet() -> nn.Sequential:
+            modules: list[nn.Module] = []
             for _ in range(num_convs):
                 modules.append(nn.Conv2d(in_channels, in_channels, 3, padding=1))
                 if norm:
-                    modules.append(norm_per_level(norm, in_channels, num_levels))
+                    modules.append(norm_layer())
                 modules.append(nn.ReLU(inplace=True))
             return nn.Sequential(*modules)
 
@@ -76,8 +81,10 @@ class RetinaNetHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+                nn.init.zeros_(cast(Tensor, module.bias))
+        nn.init.constant_(
+            cast(Tensor, self.cls_score.bias), -math.log((1 - prior_prob) / prior_prob)
+        )
 
     @classmethod
     def from_config(

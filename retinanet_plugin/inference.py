@@ -1,13 +1,14 @@
 """From head outputs to detections: threshold, top-k, decoding, NMS."""
 
 import math
+from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
-from torch import nn
+from torch import Tensor, nn
 
 from .compat import best_scores
 
@@ -23,12 +24,12 @@ class RetinaNetInference(nn.Module):
     def __init__(
         self,
         *,
-        box2box_transform,
-        score_thresh,
-        topk_candidates,
-        nms_thresh,
-        max_detections_per_image,
-    ):
+        box2box_transform: Box2BoxTransform,
+        score_thresh: float = 0.05,
+        topk_candidates: int = 1000,
+        nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+    ) -> None:
         """
         Args:
             box2box_transform (Box2BoxTransform): from deltas to boxes.
@@ -45,7 +46,7 @@ class RetinaNetInference(nn.Module):
         self.max_detections_per_image = max_detections_per_image
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         retinanet = cfg.MODEL.RETINANET
         return {
             "box2box_transform": Box2BoxTransform(weights=retinanet.BBOX_REG_WEIGHTS),
@@ -55,14 +56,20 @@ class RetinaNetInference(nn.Module):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"score_thresh={self.score_thresh}, topk_candidates={self.topk_candidates}, "
             f"nms_thresh={self.nms_thresh}, "
             f"max_detections_per_image={self.max_detections_per_image}"
         )
 
-    def forward(self, anchors, pred_logits, pred_anchor_deltas, image_sizes):
+    def forward(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
         """
         Args:
             anchors (list[Boxes]): of each level, Hi*Wi*A boxes, absolute pixels.
@@ -84,7 +91,13 @@ class RetinaNetInference(nn.Module):
             for n, image_size in enumerate(image_sizes)
         ]
 
-    def _detect_in_image(self, anchors, pred_logits, pred_anchor_deltas, image_size):
+    def _detect_in_image(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
         levels = zip(anchors, pred_logits, pred_anchor_deltas)
         candidates = [self._candidates_of_level(*level) for level in levels]
         boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
@@ -97,7 +110,9 @@ class RetinaNetInference(nn.Module):
             pred_classes=classes[keep],
         )
 
-    def _candidates_of_level(self, anchors, logits, deltas):
+    def _candidates_of_level(
+        self, anchors: Boxes, logits: Tensor, deltas: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
         num_anchors = logits.shape[-2]
         index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
@@ -113,7 +128,7 @@ class RetinaNetInference(nn.Module):
         return boxes, scores, classes
 
 
-def _logit_below(score):
+def _logit_below(score: float) -> float:
     """A logit slightly below that of ``score``: a cheap filter that drops no detection."""
     if score <= 0:
         return -math.inf

@@ -15,6 +15,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from .compat import batch_images, put_scalar
@@ -25,16 +26,7 @@ from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
-from .matching import MATCHER_REGISTRY
-try:
-    from .matching import Targets, check_gt_classes
-except ImportError:  # TEMP until matching/ has landed
-    from typing import NamedTuple
-    class Targets(NamedTuple):
-        gt_labels: Tensor
-        matched_gt_boxes: Tensor
-        gt_qualities: Tensor | None = None
-    def check_gt_classes(*a): pass
+from .matching import MATCHER_REGISTRY, Targets, check_gt_classes
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,6 +37,10 @@ class ModularRetinaNet(nn.Module):
     R = sum(Hi * Wi * A) anchors of an image, K classes, M ground-truth boxes of an image.
     Labels: -1 ignored, 0..K-1 a class, K background.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    loss_normalizer: Tensor
 
     @configurable
     def __init__(
@@ -297,12 +293,19 @@ class ModularRetinaNet(nn.Module):
         return self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
 
     @torch.no_grad()
-    def _draw(self, batched_inputs, images, anchors, pred_logits, pred_anchor_deltas):
+    def _draw(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ) -> None:
         detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
         # Stock's method reads nothing of a model but its input_format.
         RetinaNet.visualize_training(self, batched_inputs, detections)
 
-    def _update_loss_normalizer(self, num_foreground):
+    def _update_loss_normalizer(self, num_foreground: Tensor) -> Tensor:
         """Take ``num_foreground`` () into the average in training; return a copy of the average.
 
         A copy, because autograd keeps it while a later forward changes the buffer.
@@ -311,11 +314,13 @@ class ModularRetinaNet(nn.Module):
             self.loss_normalizer.lerp_(num_foreground.clamp(min=1).to(self.loss_normalizer), 0.1)
         return self.loss_normalizer.clone()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         # Checkpoints of Detectron2's RetinaNet lack the moving average: keep the present one.
         state_dict.setdefault(prefix + "loss_normalizer", self.loss_normalizer)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _part(cfg, registry, key):
+def _part(cfg: CfgNode, registry: Registry, key: str) -> Any:
     return registered(registry, cfg.MODEL.RETINANET[key], f"MODEL.RETINANET.{key}")

@@ -1,7 +1,7 @@
 """How backbone and head are run: precision, memory layout, algorithms of a CPU, compilation."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +80,7 @@ class Execution:
             yield images
 
 
-def _compiled(modules):
+def _compiled(modules: tuple[nn.Module, ...]) -> AbstractContextManager:
     """A context in which ``modules`` run compiled; compiles those that are not yet."""
     for module in modules:
         # Lazily, since a copied or loaded module is not compiled. With dynamic=True one graph

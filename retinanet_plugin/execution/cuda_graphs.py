@@ -1,16 +1,20 @@
 """Training steps as CUDA graphs: one launch for all kernels of a forward, one for a backward."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..head import split_anchors
 from ..matching import padded_truth
+
+if TYPE_CHECKING:
+    from ..meta_arch import ModularRetinaNet
 
 # Shapes of input that are captured; each graph keeps the memory of a whole step.
 MAX_GRAPHS = 4
@@ -40,11 +44,11 @@ def check_cuda_graphs(cfg: CfgNode, num_processes: int) -> None:
 class TrainingStep(nn.Module):
     """``ModularRetinaNet.forward`` in training as a function of tensors alone, in fixed shapes."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: "ModularRetinaNet") -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         # Of images of one size, made by the first call, which warms up: later ones read them.
-        self.anchors = None
+        self.anchors: list[Boxes] | None = None
 
     def forward(
         self, images: Tensor, gt_boxes: Tensor, gt_classes: Tensor
@@ -103,7 +107,7 @@ class CudaGraphs(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, capture: Callable = torch.cuda.make_graphed_callables
+        self, model: "ModularRetinaNet", capture: Callable = torch.cuda.make_graphed_callables
     ) -> None:
         """
         Args:
@@ -122,7 +126,7 @@ class CudaGraphs(nn.Module):
                     f"{_PROBLEM}a graph cannot hold {type(part).__name__}, in which shapes depend "
                     "on the data: choose another part, or set CUDA_GRAPH False"
                 )
-        self.model = model
+        self.model: Any = model
         self._capture = capture
         self._steps: dict[tuple, Callable] = {}
 
@@ -139,14 +143,14 @@ class CudaGraphs(nn.Module):
         losses = self._step(images, *truth)
         return dict(zip(("loss_cls", "loss_box_reg"), losses))
 
-    def _step(self, images, gt_boxes, gt_classes):
+    def _step(self, images: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> list[Tensor]:
         batch = images, gt_boxes, gt_classes
         device = images.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         key = (*images.shape, gt_boxes.shape[1], *autocast)
         if key not in self._steps:
             if len(self._steps) == MAX_GRAPHS:
-                return TrainingStep(self.model)(*batch)
+                return list(TrainingStep(self.model)(*batch))
             # Weights that the cache holds would be converted once and not in every replay.
             with torch.autocast(
                 device, enabled=autocast[0], dtype=autocast[1], cache_enabled=False
@@ -158,7 +162,7 @@ class CudaGraphs(nn.Module):
             loss.register_hook(lambda _: _refuse_old_gradients(self.model))
         return losses
 
-    def _captured(self, batch):
+    def _captured(self, batch: tuple[Tensor, ...]) -> Callable:
         # Warming up runs whole steps, which change the moving average and batch norm's statistics.
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         step = self._capture(
@@ -169,7 +173,7 @@ class CudaGraphs(nn.Module):
         return step
 
 
-def _refuse_old_gradients(model):
+def _refuse_old_gradients(model: nn.Module) -> None:
     if any(parameter.grad is not None for parameter in model.parameters()):
         raise RuntimeError(
             "a parameter has a gradient before backward, which a CUDA graph would write over: "

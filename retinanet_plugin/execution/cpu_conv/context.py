@@ -57,7 +57,16 @@ class FastConvolutions(TorchFunctionMode):
             return self._conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _conv2d(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
         geometry = _pair(stride), _pair(padding)
         operands = [x for x in (input, weight, bias) if x is not None]
         algorithm = None
@@ -83,7 +92,7 @@ def algorithm_for(input: Tensor, weight: Tensor, stride: Any, padding: Any) -> M
     return None
 
 
-def _pair(value):
+def _pair(value: Any) -> Any:
     if isinstance(value, str):  # padding "same" or "valid"
         return value
     return (value, value) if isinstance(value, int) else tuple(value)

@@ -46,7 +46,9 @@ def gradients(
     )
 
 
-def _input_gradient(grad_output, x, weight, stride):
+def _input_gradient(
+    grad_output: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int]
+) -> Tensor:
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_last else torch.contiguous_format
     inside = _strided(x, stride)
@@ -60,12 +62,14 @@ def _input_gradient(grad_output, x, weight, stride):
     return whole
 
 
-def _weight_gradient(grad_output, x, weight, stride):
+def _weight_gradient(
+    grad_output: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int]
+) -> Tensor:
     grad = torch.zeros_like(weight)
     for image, grad_image in zip(_strided(x, stride).flatten(2), grad_output):
         grad.addmm_(grad_image, image.t())
     return grad[:, :, None, None]
 
 
-def _strided(x, stride):
+def _strided(x: Tensor, stride: tuple[int, int]) -> Tensor:
     return x[:, :, :: stride[0], :: stride[1]]

@@ -89,7 +89,7 @@ class Chunk:
         view = padded.as_strided(shape, strides, padded.storage_offset())
         return _start(self.tiling.values, *shape).copy_(view).view(PATCH**2, -1)
 
-    def _padded(self, x, is_gradient):
+    def _padded(self, x: Tensor, is_gradient: bool) -> Tensor:
         """The chunk's part of x with what is around it, or zeros: (images, y, x, C)."""
         _, channels, height, width = x.shape
         n, rows, columns = self.shape
@@ -107,7 +107,7 @@ class Chunk:
         return padded
 
 
-def _start(memory, *shape):
+def _start(memory: Tensor, *shape: int) -> Tensor:
     """The start of ``memory``, one-dimensional, as a tensor of ``shape``."""
     return memory[: math.prod(shape)].view(shape)
 

@@ -9,7 +9,6 @@ PyTorch uses on CPUs does not.
 import math
 from fractions import Fraction
 from functools import cache
-
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from .tiles import PATCH, TILE, TINY, Chunk, Tiling
 # choice of points: Barabasz et al., arXiv 1803.10986).
 POINTS = [Fraction(point) for point in ("0", "1", "-1", "2", "-1/2")]
 # Of the 36 products, that at the point (1, 1): every output of the tile takes it with weight 1.
-ONES = POINTS.index(1) * PATCH + POINTS.index(1)
+ONES = POINTS.index(Fraction(1)) * PATCH + POINTS.index(Fraction(1))
 # With fewer channels or tiles than these, the transforms cost more than the products save.
 MIN_CHANNELS, MIN_TILES = 96, 100
 
@@ -66,25 +65,22 @@ def gradients(
     in memory, unless x is contiguous.
     """
     tiling = Tiling(grad_output, x.shape[1])
-    grad_input = grad_weight = None
-    if needs_input:
-        grad_input = _empty_tiles(tiling, x.dtype)
-        flipped_weight = _transform_weight(tiling, weight.flip(2, 3).permute(2, 3, 0, 1))
+    grad_input = _empty_tiles(tiling, x.dtype) if needs_input else None
+    flipped_weight = _transform_weight(tiling, weight.flip(2, 3).permute(2, 3, 0, 1))
     if needs_weight:
         tiling.grad_weight.zero_()
         tiles = _whole_tiles(x.permute(0, 2, 3, 1))
     for chunk in tiling:
         patches = _transform_patches(chunk, grad_output, is_gradient=True)
-        if needs_input:
+        if grad_input is not None:
             _multiply(chunk, patches, flipped_weight, None, grad_input, is_gradient=True)
         if needs_weight:
             _add_correlation(tiling.grad_weight, chunk, patches, tiles)
-    if needs_input:
+    if grad_input is not None:
         # What meets x and its gradient later would take longer over two layouts than a copy does.
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         grad_input = _crop(grad_input, x.shape[2:], layout)
-    if needs_weight:
-        grad_weight = _transform_back(tiling.grad_weight).flip(2, 3)
+    grad_weight = _transform_back(tiling.grad_weight).flip(2, 3) if needs_weight else None
     return grad_input, grad_weight
 
 
@@ -95,7 +91,7 @@ def _transform_weight(tiling: Tiling, weight: Tensor) -> Tensor:
     return tiling.weight
 
 
-def _transform_back(weight):
+def _transform_back(weight: Tensor) -> Tensor:
     """(C, D, 3, 3) from (36, C, D)."""
     _, from_weight, _ = _transforms(weight.dtype)
     kernels = from_weight.t() @ weight.flatten(1)
@@ -129,7 +125,7 @@ def _multiply(
     view.copy_(tiles.view(view.shape))
 
 
-def _add_correlation(total, chunk, patches, x):
+def _add_correlation(total: Tensor, chunk: Chunk, patches: Tensor, x: Tensor) -> None:
     """Add that of the patches (36, tiles, D) and the tiles of x (N, H, W, C) to (36, D, C)."""
     from_output, _, _ = _transforms(x.dtype)
     view = chunk.tiles_of(x)
@@ -138,19 +134,19 @@ def _add_correlation(total, chunk, patches, x):
     total.baddbmm_(patches.transpose(1, 2), chunk.product)
 
 
-def _empty_tiles(tiling, dtype):
+def _empty_tiles(tiling: Tiling, dtype: torch.dtype) -> Tensor:
     shape = tiling.num_images, tiling.out_channels, tiling.rows * TILE, tiling.columns * TILE
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-def _crop(x, size, layout):
+def _crop(x: Tensor, size: torch.Size, layout: torch.memory_format) -> Tensor:
     if x.shape[2:] == size and x.is_contiguous(memory_format=layout):
         return x
     # No view, since autograd forbids to change a view that a function returns (F.relu_).
     return x[:, :, : size[0], : size[1]].clone(memory_format=layout)
 
 
-def _whole_tiles(x):
+def _whole_tiles(x: Tensor) -> Tensor:
     """x (N, H, W, C) with zeros added so that whole tiles cover it."""
     below, right = -x.shape[1] % TILE, -x.shape[2] % TILE
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
@@ -173,10 +169,11 @@ def _matrices() -> list[np.ndarray]:
     return [np.kron(matrix, matrix) for matrix in one_way]
 
 
-def _polynomial(roots):
+def _polynomial(roots: list[Fraction]) -> list[Fraction]:
     """Coefficients of the product of (x - root), the lowest power first."""
     coefficients = [Fraction(1)]
     for root in roots:
-        shifted, scaled = [0, *coefficients], [*(root * c for c in coefficients), 0]
+        shifted = [Fraction(0), *coefficients]
+        scaled = [*(root * c for c in coefficients), Fraction(0)]
         coefficients = [a - b for a, b in zip(shifted, scaled)]
     return coefficients
