@@ -11,7 +11,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.commands import visualize
 from retinanet_plugin.commands.compare_losses import ROWS, _Experiment
 from retinanet_plugin.config import load_config
 
@@ -43,24 +42,6 @@ def test_visualize_before_evaluation_is_one_sentence(data_opts):
 def test_figures_of_an_untrained_model_are_refused(data_opts):
     with pytest.raises(SystemExit, match=r"error: MODEL\.WEIGHTS is empty"):
         main(["focal-loss-figures", "--config-file", COMPARE, "--opts", *data_opts])
-
-
-def test_hits_misses_and_false_alarms():
-    """A box is found once, by the best detection of its class that overlaps it enough."""
-    truth = [
-        {"bbox": [0, 0, 10, 10], "category_id": 0},
-        {"bbox": [40, 0, 10, 10], "category_id": 1},
-    ]
-    detections = [
-        {"bbox": [0, 0, 10, 9], "category_id": 0},  # a hit
-        {"bbox": [0, 0, 10, 10], "category_id": 0},  # the same box again
-        {"bbox": [40, 0, 10, 10], "category_id": 2},  # another class
-        {"bbox": [40, 6, 10, 10], "category_id": 1},  # IoU 0.25
-    ]
-    matches = visualize._match(
-        detections, visualize._boxes(detections), truth, visualize._boxes(truth)
-    )
-    assert matches == [0, None, None, None]
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "2.5", "many"])

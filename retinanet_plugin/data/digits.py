@@ -23,7 +23,7 @@ NUM_IMAGES = {"train": 2000, "val": 240}
 VAL_SHARE = 0.2
 
 
-def write_digits(output, seed=0, num_images=None):
+def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None = None) -> None:
     """Write COCO-format train and val sets; the same seed gives the same bytes.
 
     Makes ``output/{train,val}/*.jpg`` and ``output/annotations/{train,val}.json`` with boxes in
@@ -31,10 +31,9 @@ def write_digits(output, seed=0, num_images=None):
     it is complete.
 
     Args:
-        output (str): a folder that does not exist yet.
-        seed (int): of everything random.
-        num_images (dict[str, int] or None): images of ``train`` and ``val``;
-            None: ``NUM_IMAGES``.
+        output: a folder that does not exist yet.
+        seed: of everything random.
+        num_images: images of ``train`` and ``val``; None: ``NUM_IMAGES``.
 
     Raises:
         UserError: ``output`` exists.

@@ -1,0 +1,116 @@
+"""Pictures of detections beside truth: what counts as found, colours, places of the labels."""
+
+from itertools import combinations
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+
+from retinanet_plugin.report import pictures
+from retinanet_plugin.report.label_places import place_labels
+from retinanet_plugin.report.pictures import STYLES, draw_pairs, match_detections
+
+# How people who lack one kind of cones see linear RGB (Machado, Oliveira and Fernandes 2009).
+SIGHTS = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def test_hits_misses_and_false_alarms():
+    """A box is found once, by the best detection of its class that overlaps it enough."""
+    truth = [
+        {"bbox": [0, 0, 10, 10], "category_id": 0},
+        {"bbox": [40, 0, 10, 10], "category_id": 1},
+    ]
+    detections = [
+        {"bbox": [0, 0, 10, 9], "category_id": 0},  # a hit
+        {"bbox": [0, 0, 10, 10], "category_id": 0},  # the same box again
+        {"bbox": [40, 0, 10, 10], "category_id": 2},  # another class
+        {"bbox": [40, 6, 10, 10], "category_id": 1},  # IoU 0.25
+    ]
+    boxes = pictures._boxes(detections), pictures._boxes(truth)
+    assert match_detections(detections, boxes[0], truth, boxes[1]) == [0, None, None, None]
+
+
+def overlap(a, b):
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(40, 40, 60, 60)],
+        [(0, 0, 20, 20), (80, 0, 100, 20), (0, 80, 20, 100), (80, 80, 100, 100)],  # the corners
+        [(0, 0, 100, 100), (0, 0, 100, 100), (1, 1, 99, 99)],  # the whole frame
+        [(40, 40, 60, 60)] * 6,
+        [(-20, 90, 5, 140), (99, 50, 130, 60)],  # beyond the frame
+        [(48, 50, 52, 54), (50, 55, 54, 59)],  # smaller than their labels
+    ],
+)
+def test_labels_stay_in_the_frame_and_apart(boxes):
+    size = (30, 10)
+    places = place_labels(boxes, [size] * len(boxes), (100, 100))
+    for x1, y1, x2, y2 in places:
+        assert (x2 - x1, y2 - y1) == pytest.approx(size)
+        assert min(x1, y1) >= 0
+        assert max(x2, y2) <= 100
+    assert not any(overlap(a, b) for a, b in combinations(places, 2))
+
+
+def test_a_label_hides_no_box_where_it_need_not():
+    boxes = [(30, 40, 60, 60), (30, 20, 60, 39)]  # the second is where the first's label would go
+    for place in place_labels(boxes, [(30, 10)] * 2, (100, 100)):
+        assert not any(overlap(place, box) for box in boxes)
+
+
+def test_labels_without_room_are_left_out_the_last_first():
+    assert place_labels([(0, 0, 30, 20)] * 3, [(30, 10)] * 3, (30, 20)).count(None) == 1
+    assert place_labels([(0, 0, 30, 20)] * 3, [(30, 10)] * 3, (30, 20))[2] is None
+    assert place_labels([(0, 0, 30, 20)], [(31, 10)], (30, 20)) == [None]
+
+
+def linear_rgb(colour):
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_lines_show_on_any_background(kind):
+    """By WCAG, 3:1 is the contrast that graphics need; the line or the black under it has it."""
+    luminance = linear_rgb(STYLES[kind][0]) @ [0.2126, 0.7152, 0.0722]
+    background = np.linspace(0, 1, 1001)
+    black = (background + 0.05) / 0.05
+    line = (luminance + 0.05) / (background + 0.05)
+    assert np.maximum(np.maximum(line, 1 / line), black).min() > 3
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize("kinds", [("truth, found", "truth, missed"), ("hit", "false alarm")])
+def test_colours_of_one_picture_are_told_apart(kinds, sight):
+    """A CIELAB difference of 2.3 can just be seen; the lines differ as well."""
+    seen = np.clip([SIGHTS[sight] @ linear_rgb(STYLES[kind][0]) for kind in kinds], 0, 1)
+    gamma = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    first, second = cv2.cvtColor(gamma.astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
+    assert np.linalg.norm(first - second) > 20
+    assert STYLES[kinds[0]][1] != STYLES[kinds[1]][1]
+
+
+def test_pictures_of_any_shape(tmp_path):
+    """A wide and a tall picture, one of them without a box; too long a label is counted."""
+    images = []
+    for name, shape in (("wide", (30, 90, 3)), ("tall", (90, 30, 3))):
+        path = str(tmp_path / f"{name}.png")
+        cv2.imwrite(path, np.full(shape, 128, np.uint8))
+        images.append({"file_name": path, "annotations": []})
+    box = {"bbox": [10, 10, 40, 15], "category_id": 0, "score": 0.9}
+    images[0]["annotations"].append({**box, "bbox_mode": BoxMode.XYWH_ABS})
+    _, unlabelled = draw_pairs(images, [[box], []], ["cat"], score_thresh=0.5)
+    assert unlabelled == 0
+    figure, unlabelled = draw_pairs(images, [[box], []], ["cat" * 50], score_thresh=0.5)
+    assert unlabelled == 2
+    figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
