@@ -1,14 +1,17 @@
-"""Seconds and bytes: functions in turn, parts of a step, peak memory, the machine's own rate."""
+"""Seconds and bytes: functions in turn, parts of a training step, peak memory."""
 
 import ctypes
 import functools
 import multiprocessing
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from models import OURS, TORCHVISION, Subject
 
 
-def timed(function, device):
+def timed(function: Callable[[], Any], device: str) -> float:
     """Seconds of a call, with what it has started on a GPU."""
     _synchronize(device)
     start = time.perf_counter()
@@ -17,10 +20,12 @@ def timed(function, device):
     return time.perf_counter() - start
 
 
-def in_turn(functions, repeats, device):
+def in_turn(
+    functions: dict[str, Callable[[], Any]], repeats: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each of the named functions, called in turn, so that a machine whose speed drifts
     is the same for all; the first round is a warm-up."""
-    seconds = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(repeats + 1):
         for name, function in functions.items():
             duration = timed(function, device)
@@ -29,17 +34,17 @@ def in_turn(functions, repeats, device):
     return seconds
 
 
-def parts_of_step(subject, repeats):
+def parts_of_step(subject: Subject, repeats: int) -> dict[str, list[float]]:
     """Seconds of backbone, head, matching, losses and backward in training steps of ``subject``."""
     device, model = subject.workload.device, subject.model
-    laps = {}
+    laps: dict[str, list[float]] = {}
 
-    def measure(owner, method, part):
+    def measure(owner: Any, method: str, part: str) -> None:
         function = getattr(owner, method)
 
         @functools.wraps(function)
-        def wrapped(*args, **kwargs):
-            result = []
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result: list[Any] = []
             duration = timed(lambda: result.append(function(*args, **kwargs)), device)
             laps.setdefault(part, []).append(duration)
             return result[0]
@@ -47,8 +52,10 @@ def parts_of_step(subject, repeats):
         setattr(owner, method, wrapped)
 
     places = [(model.backbone, "forward", "backbone"), (model.head, "forward", "head")]
-    if hasattr(model, "label_anchors"):
-        places += [(model, "label_anchors", "matching"), (model, "losses", "losses")]
+    if subject.kind != TORCHVISION:
+        ours = subject.kind == OURS
+        match = (model.matcher, "forward") if ours else (model, "label_anchors")
+        places += [(*match, "matching"), (model, "losses", "losses")]
     for place in places:
         measure(*place)
     try:
@@ -61,14 +68,7 @@ def parts_of_step(subject, repeats):
     return {part: durations[1:] for part, durations in laps.items()}
 
 
-def matmul_rate(device, dtype, size=2048):
-    """FLOP/s of a matrix product, the best of several."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    timed(lambda: a[:64] @ a, device)
-    return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(5))
-
-
-def peak_memory(make_function, *args, device):
+def peak_memory(make_function: Callable[..., Any], *args: Any, device: str) -> int:
     """Bytes that ``make_function(*args)()`` adds to what is there before it.
 
     It runs in a process of its own; ``make_function`` must be importable.
@@ -77,7 +77,7 @@ def peak_memory(make_function, *args, device):
         return pool.apply(_peak_memory, (make_function, args, device))
 
 
-def _peak_memory(make_function, args, device):
+def _peak_memory(make_function: Callable[..., Any], args: tuple, device: str) -> int:
     function = make_function(*args)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -93,12 +93,12 @@ def _peak_memory(make_function, args, device):
     return _resident_peak() - before
 
 
-def _resident_peak():
+def _resident_peak() -> int:
     with open("/proc/self/status") as f:
         (line,) = [line for line in f if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
-def _synchronize(device):
+def _synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

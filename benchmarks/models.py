@@ -2,36 +2,50 @@
 
 import contextlib
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torchvision
+from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 
 from retinanet_plugin.config import load_config
+from retinanet_plugin.execution.cuda_graphs import CudaGraphs
 
+R50 = "configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 OURS, STOCK, TORCHVISION = "retinanet_plugin", "Detectron2", "torchvision"
 BFLOAT16 = ", bfloat16"
+# With this bias, a class score is e^-29 and the gradient of the focal loss about its cube: below
+# the smallest normal float32, 2^-126.
+SATURATED_BIAS = -29.0
 
 
 @dataclass(frozen=True)
 class Workload:
     """A model's config and the input that it gets.
 
-    ``opts`` are config options for this package's model alone; ``num_boxes`` of an image.
+    ``opts`` are config options for this package's model alone; ``num_boxes`` of an image;
+    ``saturated``: whether the model is so sure of the background that gradients are tiny.
     """
 
     config_file: str
-    opts: tuple
+    opts: tuple[str, ...]
     device: str
     num_images: int
-    image_size: tuple
+    image_size: tuple[int, int]
     num_boxes: int
     num_classes: int
+    saturated: bool = False
+
+    def on(self, device: str) -> "Workload":
+        return replace(self, device=device)
 
 
 class Subject:
@@ -42,22 +56,29 @@ class Subject:
     PyTorch's autocast, as their trainers run them.
     """
 
-    def __init__(self, name, workload):
+    def __init__(self, name: str, workload: Workload) -> None:
         torch.manual_seed(0)
         self.name, self.workload = name, workload
         self.is_bfloat16 = name.endswith(BFLOAT16)
         self.kind = name[: -len(BFLOAT16)] if self.is_bfloat16 else name
         self.batch = make_batch(workload)
         if self.kind == TORCHVISION:
-            self.model = _torchvision(workload)
+            self.model: Any = _torchvision(workload)
+            self.trained: Any = self.model
             images, targets = _to_torchvision(self.batch)
-            self.training_input, self.test_input = (images, targets), (images,)
+            self.training_input: tuple[Any, ...] = (images, targets)
+            self.test_input: tuple[Any, ...] = (images,)
         else:
-            self.model = build_model(self._config())
+            cfg = self._config()
+            self.model = build_model(cfg)
+            # What a trainer calls.
+            self.trained = CudaGraphs(self.model) if _has_graphs(cfg) else self.model
             self.training_input = self.test_input = (self.batch,)
         _make_like_trained(self.model)
+        if workload.saturated:
+            nn.init.constant_(self.model.head.cls_score.bias, SATURATED_BIAS)
 
-    def _config(self):
+    def _config(self) -> CfgNode:
         workload = self.workload
         cfg = load_config(workload.config_file, workload.opts if self.kind == OURS else ())
         cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = workload.device, ""
@@ -70,58 +91,71 @@ class Subject:
             cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.CHANNELS_LAST = True
         return cfg
 
-    def autocast(self):
-        if self.is_bfloat16 and self.kind != OURS:
+    def autocast(self, of_all: bool = False) -> contextlib.AbstractContextManager:
+        if self.is_bfloat16 and (of_all or self.kind != OURS):
             return torch.autocast(self.workload.device.split(":")[0], torch.bfloat16)
         return contextlib.nullcontext()
 
-    def loss(self):
-        self.model.train().zero_grad(set_to_none=True)
+    def loss(self) -> Tensor:
+        self.trained.train().zero_grad(set_to_none=True)
         with self.autocast(), EventStorage():
-            return sum(self.model(*self.training_input).values())
+            return sum(self.trained(*self.training_input).values())
 
-    def train_step(self):
+    def train_step(self) -> None:
         self.loss().backward()
 
     @torch.no_grad()
-    def infer(self):
+    def infer(self) -> Any:
         with self.autocast():
             return self.model.eval()(*self.test_input)
 
-    @torch.no_grad()
-    def predictions(self):
-        """Anchors, logits and deltas of the batch; not of torchvision."""
-        with self.autocast():
-            model = self.model.train()
-            images = model.preprocess_image(self.batch).tensor
-            if self.kind == OURS:
-                return model.predict(images)
-            names = getattr(model, "head_in_features", None) or model.in_features
-            features = model.backbone(images)
-            features = [features[name] for name in names]
-            return (model.anchor_generator(features), *model.head(features))
+    def head_outputs(self) -> list[Tensor]:
+        """Run the model's own forward in training up to its head; logits, then deltas, by level."""
 
-    def losses(self):
+        def stop(module: nn.Module, args: Any, outputs: Any) -> None:
+            raise _HeadDone(outputs)
+
+        hook = self.model.head.register_forward_hook(stop)
+        try:
+            self.loss()
+        except _HeadDone as done:
+            logits, deltas = done.outputs
+            return [*logits, *deltas]
+        finally:
+            hook.remove()
+        raise RuntimeError("the model has not called its head")
+
+    @torch.no_grad()
+    def predictions(self) -> tuple[list[Boxes], list[Tensor], list[Tensor]]:
+        """Of each level, anchors, logits (N, A*K, Hi, Wi) and deltas (N, A*4, Hi, Wi) of the batch;
+        not of torchvision."""
+        model = self.model.train()
+        names = getattr(model, "head_in_features", None) or model.in_features
+        with self.autocast(of_all=True):
+            features = model.backbone(model.preprocess_image(self.batch).tensor)
+            features = [features[name] for name in names]
+            logits, deltas = model.head(features)
+        return model.anchor_generator(features), logits, deltas
+
+    def losses(self) -> Callable[[], None]:
         """A function that computes both losses of given predictions, forward and backward."""
         model, instances = self.model, [x["instances"] for x in self.batch]
         anchors, logits, deltas = self.predictions()
         labels, boxes = model.label_anchors(anchors, instances)
-        sizes = [model.num_classes] * len(logits) + [4] * len(deltas)
+        # As each model's forward views (N, A*K, Hi, Wi): stock copies, this package does not.
+        view = permute_to_N_HWA_K if self.kind == STOCK else _split_anchors
 
-        def run():
-            leaves = [x.detach().requires_grad_() for x in (*logits, *deltas)]
-            views = leaves
-            if self.kind == STOCK:  # from (N, A*K, Hi, Wi), as stock transposes it
-                views = [permute_to_N_HWA_K(x, size) for x, size in zip(leaves, sizes)]
+        def run() -> None:
+            leaves = [[x.detach().requires_grad_() for x in levels] for levels in (logits, deltas)]
+            pred_logits = [view(x, model.num_classes) for x in leaves[0]]
+            pred_deltas = [view(x, 4) for x in leaves[1]]
             with self.autocast(), EventStorage():
-                losses = model.losses(
-                    anchors, views[: len(logits)], labels, views[len(logits) :], boxes
-                )
+                losses = model.losses(anchors, pred_logits, labels, pred_deltas, boxes)
             sum(losses.values()).backward()
 
         return run
 
-    def matching(self):
+    def matching(self) -> Callable[[], Any]:
         """A function that labels the batch's anchors."""
         height, width = self.workload.image_size
         shapes = [(-(-height // s), -(-width // s)) for s in (8, 16, 32, 64, 128)]
@@ -132,7 +166,14 @@ class Subject:
         return functools.partial(self.model.label_anchors, anchors, instances)
 
 
-def make_batch(workload):
+class _HeadDone(Exception):
+    """Ends a forward behind the head."""
+
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+
+
+def make_batch(workload: Workload) -> list[dict[str, Any]]:
     """Images of noise with random boxes, as DatasetMapper gives them; on the device already."""
     (height, width), batch = workload.image_size, []
     for _ in range(workload.num_images):
@@ -148,8 +189,33 @@ def make_batch(workload):
     return batch
 
 
+def make_train_step(name: str, workload: Workload) -> Callable[[], None]:
+    return Subject(name, workload).train_step
+
+
+def make_infer(name: str, workload: Workload) -> Callable[[], Any]:
+    return Subject(name, workload).infer
+
+
+def make_losses(name: str, workload: Workload) -> Callable[[], None]:
+    return Subject(name, workload).losses()
+
+
+def make_matching(name: str, workload: Workload) -> Callable[[], Any]:
+    return Subject(name, workload).matching()
+
+
+def _has_graphs(cfg: CfgNode) -> bool:
+    return cfg.MODEL.RETINANET.CUDA_GRAPH and cfg.MODEL.META_ARCHITECTURE == "ModularRetinaNet"
+
+
+def _split_anchors(x: Tensor, size: int) -> Tensor:
+    """(N, A*size, Hi, Wi) as (N, Hi, Wi, A, size)."""
+    return x.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2)
+
+
 @torch.no_grad()
-def _make_like_trained(model):
+def _make_like_trained(model: nn.Module) -> None:
     """Random statistics of frozen batch norms that keep activations moderate.
 
     New ones do nothing, activations grow from layer to layer, and half of all scores are 1.
@@ -161,7 +227,7 @@ def _make_like_trained(model):
             module.bias.normal_(0, 0.3)
 
 
-def _torchvision(workload):
+def _torchvision(workload: Workload) -> nn.Module:
     model = torchvision.models.detection.retinanet_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=workload.num_classes,
         min_size=min(workload.image_size), max_size=max(workload.image_size),
@@ -172,7 +238,7 @@ def _torchvision(workload):
     return model.to(workload.device)
 
 
-def _to_torchvision(batch):
+def _to_torchvision(batch: list[dict[str, Any]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     images = [x["image"].float() / 255 for x in batch]
     targets = [
         {"boxes": x["instances"].gt_boxes.tensor, "labels": x["instances"].gt_classes}

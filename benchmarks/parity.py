@@ -1,10 +1,12 @@
 """How far this package's numbers are from Detectron2's, with the same weights and input."""
 
+from typing import Any
+
 import torch
-from models import OURS, STOCK, Subject
+from models import OURS, STOCK, Subject, Workload
 
 
-def differences(workload):
+def differences(workload: Workload) -> dict[str, float]:
     """Differences of one training step and of detections, as a dict of floats.
 
     ``loss``: relative; ``gradient``: the largest over the parameters of |difference| / |gradient|,
@@ -33,8 +35,8 @@ def differences(workload):
     }
 
 
-def _detections(found, expected):
-    result = {"detections": 0, "lost": 0, "score": 0.0, "box": 0.0}
+def _detections(found: list[Any], expected: list[Any]) -> dict[str, float]:
+    result: dict[str, float] = {"detections": 0, "lost": 0, "score": 0.0, "box": 0.0}
     for ours, stock in zip(found, expected):
         ours, stock = ours["instances"], stock["instances"]
         same_class = ours.pred_classes == stock.pred_classes[:, None]

@@ -10,18 +10,18 @@ import json
 import os
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import torch
-from benchmark import R50, make_matching, make_train_step
 from matplotlib.figure import Figure
 from measure import in_turn, peak_memory
-from models import OURS, STOCK, Subject, Workload
+from models import OURS, R50, STOCK, Subject, Workload, make_matching, make_train_step
 
 STEP, MATCHING = "training step", "matching"
 NAMES = (OURS, STOCK)
 
 
-def experiments(device):
+def experiments(device: str) -> list[tuple[str, str, list[tuple[int, Workload]]]]:
     """(what varies, what is measured, [(value, workload)])."""
     base = Workload(R50, (), device, 2, (240, 320), 10, 80)
     sizes = [(120, 160), (240, 320), (480, 640), (640, 864)]
@@ -38,14 +38,14 @@ def experiments(device):
     ]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2, help="default: 2")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", default="output/benchmark", metavar="DIR")
     args = parser.parse_args()
     os.makedirs(args.output, exist_ok=True)
-    results = []
+    results: list[dict[str, Any]] = []
     for varies, what, points in experiments(args.device):
         results.append({"varies": varies, "what": what, "points": []})
         for value, workload in points:
@@ -57,7 +57,7 @@ def main():
     draw(results, os.path.join(args.output, "scaling.png"))
 
 
-def measure_point(what, workload, args):
+def measure_point(what: str, workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
     make = {STEP: make_train_step, MATCHING: make_matching}[what]
     subjects = {name: Subject(name, workload) for name in NAMES}
     functions = {n: s.train_step if what == STEP else s.matching() for n, s in subjects.items()}
@@ -71,7 +71,7 @@ def measure_point(what, workload, args):
     }
 
 
-def draw(results, path):
+def draw(results: list[dict[str, Any]], path: str) -> None:
     figure = Figure(figsize=(4 * len(results), 7), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False)
     for column, result in enumerate(results):

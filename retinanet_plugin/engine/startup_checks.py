@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from ..config import check_config
 from ..data.checks import check_datasets
 from ..errors import UserError, registered
+from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 
 
 def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -51,7 +52,7 @@ def check_model(cfg: CfgNode) -> None:
     anchor_generator = model.ANCHOR_GENERATOR.NAME
     registered(ANCHOR_GENERATOR_REGISTRY, anchor_generator, "MODEL.ANCHOR_GENERATOR.NAME")
     try:
-        build(cfg)
+        built = build(cfg)
     except UserError:
         raise
     except (AssertionError, KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -60,6 +61,8 @@ def check_model(cfg: CfgNode) -> None:
         raise UserError(
             f"the model cannot be built from the keys under MODEL ({reason}): correct them"
         ) from error
+    if model.RETINANET.CUDA_GRAPH:
+        CudaGraphs(built)  # refuses parts that a graph cannot hold
 
 
 def check_weights(path: str, required: bool = False) -> None:
@@ -133,10 +136,7 @@ def _check_processes(cfg: CfgNode, num_processes: int, eval_only: bool) -> None:
         )
     if eval_only:
         return
-    if cfg.MODEL.RETINANET.CUDA_GRAPH:
-        from ..execution.cuda_graphs import check_cuda_graphs
-
-        check_cuda_graphs(cfg, num_processes)
+    check_cuda_graphs(cfg, num_processes)
     if num_processes > 1 and cfg.MODEL.DEVICE != "cuda":
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but {num_processes} processes are to train, each "

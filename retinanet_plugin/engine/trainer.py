@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from ..compat import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
+from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 
 
 class Trainer(DefaultTrainer):
@@ -25,10 +26,7 @@ class Trainer(DefaultTrainer):
             UserError: see :func:`retinanet_plugin.data.class_alphas.resolve_auto_alpha` and
                 :func:`retinanet_plugin.execution.cuda_graphs.check_cuda_graphs`.
         """
-        if cfg.MODEL.RETINANET.CUDA_GRAPH:
-            from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
-
-            check_cuda_graphs(cfg, comm.get_world_size())
+        check_cuda_graphs(cfg, comm.get_world_size())
         super().__init__(resolve_auto_alpha(cfg))
         if cfg.MODEL.RETINANET.CUDA_GRAPH:
             # The optimizer and the checkpointer have the bare model and keep it, so checkpoints
