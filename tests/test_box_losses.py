@@ -7,7 +7,8 @@ from detectron2.structures import Boxes
 
 from retinanet_plugin import BOX_LOSS_REGISTRY
 from retinanet_plugin.config import load_config
-from retinanet_plugin.losses import deltas, foreground_box_loss
+from retinanet_plugin.losses import box_deltas as deltas
+from retinanet_plugin.losses import foreground_box_loss
 
 NAMES = ["smooth_l1", "giou", "diou", "ciou"]
 WEIGHTS = (10.0, 5.0, 1.0, 2.0)

@@ -9,10 +9,9 @@ from detectron2.engine import DefaultTrainer
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.class_alphas import count_classes, resolve_auto_alpha
+from retinanet_plugin.data.class_alphas import balanced_alphas, count_classes, resolve_auto_alpha
 from retinanet_plugin.data.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.losses.alpha import balanced_alphas
 
 KEY = "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS"
 BALANCED_LOSSES = ["BalancedCrossEntropyLoss", "FocalLoss", "FocalStarLoss"]

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError, sigmoid_focal_loss
 from retinanet_plugin.config import load_config
-from retinanet_plugin.losses import SigmoidLoss, dense
+from retinanet_plugin.losses import SigmoidLoss, sigmoid_pass
 
 N, A, K = 2, 3, 4
 SIZES = [(4, 5), (2, 3)]
@@ -206,7 +206,7 @@ def test_layout_and_chunks_change_nothing(monkeypatch, layout, chunk_size):
         logits = [x.detach().contiguous().requires_grad_() for x in logits]
     elif layout == "with_gaps":
         logits = [torch.stack([x, x], dim=-1).detach()[..., 0].requires_grad_() for x in logits]
-    monkeypatch.setitem(dense._CHUNK_SIZE, "cpu", chunk_size)
+    monkeypatch.setitem(sigmoid_pass._CHUNK_SIZE, "cpu", chunk_size)
     torch.testing.assert_close(with_grads(loss(logits, labels, None), logits), right)
 
 
@@ -260,7 +260,7 @@ def test_loss_of_another_project(small_cfg):
     class SquaredErrorLoss(SigmoidLoss):
         """``(1 - p_t)^2``, balanced by alpha as every :class:`SigmoidLoss` is."""
 
-        def terms(self, error_logits):
+        def loss_and_slope(self, error_logits):
             q = error_logits.sigmoid()
             return q * q, 2 * q * q * (1 - q)
 

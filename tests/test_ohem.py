@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, pairwise_iou
 
-from retinanet_plugin.losses import CrossEntropyLoss, OHEMLoss, ohem
+from retinanet_plugin.losses import CrossEntropyLoss, OHEMLoss, ohem_loss
 
 K = 3
 
@@ -45,7 +45,7 @@ def mine_one_image(losses, labels, iou, batch_size, nms_thresh, one_to_three):
 @pytest.mark.parametrize("nms_thresh", [0.3, 0.7, 1.0])
 @pytest.mark.parametrize("batch_size", [4, 16, 1000])  # 1000: more than there are
 def test_equals_loops(monkeypatch, batch_size, nms_thresh, one_to_three, block_size):
-    monkeypatch.setattr(ohem, "_BLOCK_SIZE", block_size)
+    monkeypatch.setattr(ohem_loss, "_BLOCK_SIZE", block_size)
     logits, labels, anchors = make_batch()
     loss = OHEMLoss(
         batch_size_per_image=batch_size, nms_thresh=nms_thresh, one_to_three=one_to_three

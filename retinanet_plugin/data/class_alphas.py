@@ -2,13 +2,14 @@
 
 import logging
 
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 
 from ..errors import UserError
-from ..losses.alpha import AUTO, balanced_alphas
+from ..losses.alpha import AUTO
 
 
-def resolve_auto_alpha(cfg):
+def resolve_auto_alpha(cfg: CfgNode) -> CfgNode:
     """Replace ``MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS auto`` by numbers, and log them.
 
     Args:
@@ -18,8 +19,7 @@ def resolve_auto_alpha(cfg):
         CfgNode: ``cfg``, or a copy with a list of K numbers, frozen as ``cfg`` is.
 
     Raises:
-        UserError: see :func:`count_classes` and
-            :func:`retinanet_plugin.losses.alpha.balanced_alphas`.
+        UserError: see :func:`count_classes` and :func:`balanced_alphas`.
     """
     if cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS != AUTO:
         return cfg
@@ -39,7 +39,7 @@ def resolve_auto_alpha(cfg):
     return resolved
 
 
-def count_classes(cfg):
+def count_classes(cfg: CfgNode) -> list[int]:
     """How many boxes of each class ``DATASETS.TRAIN`` has, crowds not counted.
 
     Returns:
@@ -61,3 +61,35 @@ def count_classes(cfg):
                 )
             counts[class_id] += not annotation.get("iscrowd", 0)
     return counts
+
+
+def balanced_alphas(class_counts: list[int], alpha: float) -> list[float]:
+    """Alphas that are the larger, the rarer a class is.
+
+    The odds alpha_c / (1 - alpha_c) of class c are those of ``alpha`` times mean count / count of
+    c: inverse class frequency (arXiv 1708.02002, section 3.1), so that the foreground of every
+    class weighs as much in sum, next to its background, as that of an average class. Classes of
+    equal counts all get ``alpha``. A class without examples has nothing to balance: it gets
+    ``alpha`` and does not count in the mean.
+
+    Args:
+        class_counts: examples of each class.
+        alpha: of a class with an average number of examples, in (0, 1).
+
+    Returns:
+        list[float]: one alpha in (0, 1) for each class.
+
+    Raises:
+        UserError: alpha is not between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise UserError(
+            f"MODEL.RETINANET.FOCAL_LOSS_ALPHA is {alpha}, which cannot be balanced for each "
+            "class: with FOCAL_LOSS_ALPHA_PER_CLASS auto, choose a number between 0 and 1"
+        )
+    present = [count for count in class_counts if count > 0]
+    odds = [
+        alpha / (1 - alpha) * (sum(present) / len(present) / count if count > 0 else 1)
+        for count in class_counts
+    ]
+    return [x / (1 + x) for x in odds]

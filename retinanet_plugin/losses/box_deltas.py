@@ -4,14 +4,16 @@ Those look at values, for which a GPU has to be waited for, so that no CUDA grap
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 # Predicted sides grow to at most 1000 / 16 times those of the anchor, as in Detectron2.
 SCALE_CLAMP = math.log(1000.0 / 16)
 
 
-def deltas_of(anchors, boxes, weights):
+def deltas_of(anchors: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
     """Deltas (F, 4) from anchors (F, 4) to boxes (F, 4), both in absolute pixels.
 
     ``weights`` (four floats) are the factors of dx, dy, dw, dh. A side of no length gives -inf.
@@ -30,7 +32,7 @@ def deltas_of(anchors, boxes, weights):
     )
 
 
-def boxes_of(deltas, anchors, weights):
+def boxes_of(deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
     """Boxes (F, 4) that deltas (F, 4) make of anchors (F, 4); the inverse of :func:`deltas_of`."""
     anchor_x, anchor_y, anchor_w, anchor_h = _center_and_size(anchors)
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(1), weights))
@@ -41,7 +43,7 @@ def boxes_of(deltas, anchors, weights):
     return torch.stack((x - half_w, y - half_h, x + half_w, y + half_h), dim=1)
 
 
-def _center_and_size(boxes):
+def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(1)
     w, h = x2 - x1, y2 - y1
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h

@@ -1,8 +1,8 @@
 """The focal loss of integer labels and its gradient in one GPU kernel, written in Triton.
 
 Each logit is read once, each gradient written once, and nothing else of their size is made. The
-formula is that of :class:`retinanet_plugin.losses.terms.FocalTerms`. Importing this file needs
-Triton, which PyTorch's CUDA builds bring.
+formula is that of ``FocalFormula`` in ``dense_sigmoid.py``. Importing this file needs Triton, which
+PyTorch's CUDA builds bring.
 """
 
 import math
@@ -129,7 +129,7 @@ def _focal_kernel(
     is_foreground = label == cls
     is_known = label >= 0
     v = tl.where(is_foreground, -x, x)  # the error -x_t
-    loss, slope = _focal_terms(v, gamma)
+    loss, slope = _focal_formula(v, gamma)
 
     if PER_CLASS:
         alpha = tl.load(alphas + cls).to(tl.float32)
@@ -144,8 +144,8 @@ def _focal_kernel(
 
 
 @triton.jit
-def _focal_terms(v, gamma):
-    """As :class:`retinanet_plugin.losses.terms.FocalTerms`, of float32 errors of any size."""
+def _focal_formula(v, gamma):
+    """As ``FocalFormula`` in ``dense_sigmoid.py``, of float32 errors of any size."""
     exp = tl.exp(-tl.abs(v))  # of no positive number: cannot overflow
     larger = 1.0 / (1.0 + exp)
     smaller = exp * larger

@@ -6,8 +6,8 @@ from detectron2.layers import nms
 from detectron2.structures import Boxes
 
 from ..errors import UserError
-from .classification import CLS_LOSS_REGISTRY, CrossEntropyLoss
-from .dense import dense_anchor_losses
+from .sigmoid_losses import CLS_LOSS_REGISTRY, CrossEntropyLoss
+from .sigmoid_pass import dense_anchor_losses
 
 # Anchors that are compared at once: bounds the memory of NMS, a bit for each pair on a GPU.
 _BLOCK_SIZE = 1 << 14
@@ -30,7 +30,7 @@ class OHEMLoss(CrossEntropyLoss):
     half a minute on a CPU core.
     """
 
-    static = False
+    fixed_shapes = False
 
     @configurable
     def __init__(self, *, batch_size_per_image, nms_thresh, one_to_three=False):
@@ -85,7 +85,7 @@ class OHEMLoss(CrossEntropyLoss):
         num_classes = pred_logits[0].shape[-1]
         losses = torch.cat(
             [
-                dense_anchor_losses(logits, labels, self.terms).flatten(1)
+                dense_anchor_losses(logits, labels, self.loss_and_slope).flatten(1)
                 for logits, labels in zip(pred_logits, gt_labels)
             ],
             dim=1,

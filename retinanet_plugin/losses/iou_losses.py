@@ -7,12 +7,13 @@ All take boxes (F, 4), x1 y1 x2 y2 with x1 <= x2 and y1 <= y2, and return losses
 import math
 
 import torch
+from torch import Tensor
 
 # Keeps the division by a union or a diagonal of 0 finite, as in fvcore.
 EPS = 1e-7
 
 
-def giou_loss(boxes, gt_boxes):
+def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - GIoU (Rezatofighi et al., arXiv 1902.09630, algorithm 2)."""
     inter, union = _intersection_and_union(boxes, gt_boxes)
     w, h = _enclosing(boxes, gt_boxes)
@@ -20,13 +21,13 @@ def giou_loss(boxes, gt_boxes):
     return 1 - (inter / (union + EPS) - (area - union) / (area + EPS))
 
 
-def diou_loss(boxes, gt_boxes):
+def diou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """1 - IoU + squared distance of centres / diagonal (Zheng et al., arXiv 1911.08287, eq. 7)."""
     inter, union = _intersection_and_union(boxes, gt_boxes)
     return 1 - inter / (union + EPS) + _center_distance(boxes, gt_boxes)
 
 
-def ciou_loss(boxes, gt_boxes):
+def ciou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """DIoU loss + alpha v, v between the aspect ratios (arXiv 1911.08287, eq. 8 to 11)."""
     inter, union = _intersection_and_union(boxes, gt_boxes)
     iou = inter / (union + EPS)
@@ -36,12 +37,12 @@ def ciou_loss(boxes, gt_boxes):
     return 1 - iou + _center_distance(boxes, gt_boxes) + alpha * v
 
 
-def _size(boxes):
+def _size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(1)
     return x2 - x1, y2 - y1
 
 
-def _intersection_and_union(boxes, gt_boxes):
+def _intersection_and_union(boxes: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(1)
     gx1, gy1, gx2, gy2 = gt_boxes.unbind(1)
     w = torch.min(x2, gx2) - torch.max(x1, gx1)
@@ -51,13 +52,13 @@ def _intersection_and_union(boxes, gt_boxes):
     return inter, (x2 - x1) * (y2 - y1) + (gx2 - gx1) * (gy2 - gy1) - inter
 
 
-def _enclosing(boxes, gt_boxes):
+def _enclosing(boxes: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(1)
     gx1, gy1, gx2, gy2 = gt_boxes.unbind(1)
     return torch.max(x2, gx2) - torch.min(x1, gx1), torch.max(y2, gy2) - torch.min(y1, gy1)
 
 
-def _center_distance(boxes, gt_boxes):
+def _center_distance(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Squared, divided by that of the enclosing box's corners."""
     w, h = _enclosing(boxes, gt_boxes)
     x1, y1, x2, y2 = boxes.unbind(1)

@@ -1,0 +1,233 @@
+"""Sigmoid losses on integer labels in one dense pass: no one-hot targets, no stored graph.
+
+Such a loss is a sum over all (anchor, class) entries of ``alpha_t * phi(-x_t)``. x_t is the logit
+of the truth, x in the anchor's class and -x in every other class (arXiv 1708.02002, appendix A);
+phi grows with the error -x_t. Cross entropy is ``phi = softplus``.
+
+The pass is made of PyTorch's operations, for any phi. On a GPU, the focal loss and cross entropy
+take one kernel in its place. Where PyTorch has to see every operation (``torch.func``, tracing,
+compilation, a second derivative), :func:`_plain_loss` takes the place of both.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..errors import UserError
+from .focal_kernel import focal_kernel
+from .sigmoid_pass import (
+    LossAndSlope,
+    arithmetic_dtype,
+    dense_anchor_losses,
+    multiply_gradient,
+    storage_scale,
+    sum_in_order,
+)
+
+
+@dataclass(frozen=True)
+class FocalFormula:
+    """``-(1 - p_t)^gamma log(p_t)`` (arXiv 1708.02002, eq. 4) and its derivative by v = -x_t.
+
+    A class and no function, so that the dense pass recognises the formula that has a GPU kernel,
+    :mod:`retinanet_plugin.losses.focal_triton`.
+    """
+
+    gamma: float  # focusing, not negative; 0 is cross entropy
+
+    def __call__(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments and result as in :meth:`retinanet_plugin.losses.SigmoidLoss.loss_and_slope`.
+
+        On a CPU, both are 0 where they would be too small for a normal number.
+        """
+        gamma = self.gamma
+        if error_logits.is_cpu:
+            # Below, q^(gamma + 1) is less than the smallest normal number.
+            smallest = math.log(torch.finfo(error_logits.dtype).tiny) + 2
+            error_logits = F.threshold(error_logits, smallest / (gamma + 1), -math.inf)
+        q = torch.sigmoid(error_logits)  # 1 - p_t
+        cross_entropy = _softplus(error_logits, q)  # -log(p_t)
+        if gamma == 0:
+            return cross_entropy, q
+        focus = q if gamma == 1 else q * q if gamma == 2 else q.pow(gamma)
+        loss = cross_entropy.mul_(focus)
+        # d/dv: (1 - q) gamma q^gamma softplus(v) + q q^gamma (the gradient in appendix B)
+        return loss, (gamma * loss).lerp_(focus, q)
+
+    def loss(self, error_logits: Tensor) -> Tensor:
+        """The loss alone, in operations that PyTorch can differentiate as often as it likes."""
+        focus = torch.exp(self.gamma * F.logsigmoid(error_logits))
+        return F.softplus(error_logits) * focus
+
+
+def _softplus(v: Tensor, q: Tensor) -> Tensor:
+    """``F.softplus(v)``, given q = sigmoid(v).
+
+    PyTorch's takes log1p, which on a CPU costs more than all the rest of the loss, and with
+    AVX-512 five times as much again. Here -log(p) stands in for it, p = sigmoid(-v); what the
+    rounding of p has lost is known from q. The error stays that of ``F.softplus``.
+    """
+    if not v.is_cpu:
+        return F.softplus(v)
+    p = (-v).clamp_(min=-64).sigmoid_()  # at -64: log(p) is finite, and v is what counts
+    lost = (p - 1).add_(q)
+    return torch.maximum(lost.sub_(p.log_()), v, out=lost)
+
+
+def dense_sigmoid_loss(
+    pred_logits: Tensor,
+    gt_labels: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None = None,
+    triton: bool = True,
+) -> Tensor:
+    """Sum over all entries that are not ignored; its gradient is computed in the same pass.
+
+    The arithmetic is float32 (float64 for float64 logits), under autocast as well. Costs one
+    tensor of the logits' size and type, the gradient. On a CPU, a gradient that would be less than
+    the smallest normal number is 0: products of such numbers take many times as long.
+
+    Args:
+        pred_logits: (..., K), any floating type, any memory layout.
+        gt_labels: (...), any integer type: below 0 ignored, 0..K-1 a class, K and above background.
+        loss_and_slope: from the errors -x_t, of any shape, to phi of them and its derivative.
+            :class:`FocalFormula` takes the kernel where that runs.
+        alpha: weight of foreground entries, those of background have 1 - alpha; a Tensor (K,)
+            holds one for each class. None: every weight is 1.
+        triton: whether the kernel may be taken.
+
+    Returns:
+        Tensor: a scalar. Ignored anchors add 0 to it and have gradients of 0, whatever their
+        logits are.
+
+    Raises:
+        UserError: shapes, types or devices do not fit.
+    """
+    _check(pred_logits, gt_labels)
+    if not _is_eager(pred_logits):
+        return _plain_loss(pred_logits, gt_labels, loss_and_slope, alpha)
+    arguments = loss_and_slope, alpha, triton
+    if pred_logits.requires_grad and torch.is_grad_enabled():
+        return _DenseSigmoidLoss.apply(pred_logits, gt_labels, arguments)
+    with torch.no_grad():
+        return _loss_and_grad(pred_logits, gt_labels, *arguments, grad=None)
+
+
+class _DenseSigmoidLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pred_logits, gt_labels, arguments):
+        ctx.save_for_backward(pred_logits, gt_labels)
+        ctx.arguments = arguments
+        ctx.grad = torch.empty_like(pred_logits)
+        return _loss_and_grad(pred_logits, gt_labels, *arguments, ctx.grad)
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        if torch.is_grad_enabled():  # this backward will itself be differentiated
+            pred_logits, gt_labels = ctx.saved_tensors
+            loss = _plain_loss(pred_logits, gt_labels, *ctx.arguments[:2])
+            (grad,) = torch.autograd.grad(loss, pred_logits, grad_loss, create_graph=True)
+            return grad, None, None
+        # The first backward gives the gradient away; a further one, through a graph that was
+        # retained, computes it anew.
+        grad, ctx.grad = ctx.grad, None
+        if grad is None:
+            pred_logits, gt_labels = ctx.saved_tensors
+            grad = torch.empty_like(pred_logits)
+            _loss_and_grad(pred_logits, gt_labels, *ctx.arguments, grad)
+        grad_loss = grad_loss / storage_scale(grad)
+        if not _is_eager(grad_loss):  # such as a batch of them, for several losses at once
+            return (grad * grad_loss).to(grad.dtype), None, None
+        return multiply_gradient(grad, grad_loss), None, None
+
+
+def _plain_loss(
+    pred_logits: Tensor,
+    gt_labels: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None,
+) -> Tensor:
+    """The same sum in operations that PyTorch differentiates, batches, traces and compiles."""
+    logits = pred_logits.to(arithmetic_dtype(pred_logits))
+    labels = gt_labels.long().unsqueeze(-1)
+    is_known = labels >= 0
+    is_class = labels == torch.arange(logits.shape[-1], device=logits.device)
+    logits = torch.where(is_known, logits, 0.0)
+    errors = torch.where(is_class, -logits, logits)
+    if type(loss_and_slope) is FocalFormula:
+        loss = loss_and_slope.loss(errors)
+    else:
+        loss = loss_and_slope(errors)[0]
+    if alpha is not None:
+        loss = loss * torch.where(is_class, alpha, 1 - alpha)
+    return torch.where(is_known, loss, 0.0).sum()
+
+
+def _loss_and_grad(
+    pred_logits: Tensor,
+    gt_labels: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None,
+    triton: bool,
+    grad: Tensor | None,
+) -> Tensor:
+    """Return the summed loss; write its gradient into ``grad`` unless that is None."""
+    # A subclass of the formula may have changed it.
+    if triton and type(loss_and_slope) is FocalFormula:
+        kernel = focal_kernel(pred_logits, _pytorch_focal_loss)
+        if kernel is not None:
+            return kernel.loss_and_grad(
+                pred_logits,
+                gt_labels,
+                loss_and_slope.gamma,
+                alpha,
+                grad,
+                storage_scale(pred_logits),
+            )
+    return sum_in_order(dense_anchor_losses(pred_logits, gt_labels, loss_and_slope, alpha, grad))
+
+
+def _pytorch_focal_loss(
+    pred_logits: Tensor, gt_labels: Tensor, gamma: float, alpha: float | None, grad: Tensor
+) -> Tensor:
+    """What the kernel's numbers are compared with."""
+    return sum_in_order(
+        dense_anchor_losses(pred_logits, gt_labels, FocalFormula(gamma), alpha, grad)
+    )
+
+
+def _check(pred_logits: Tensor, gt_labels: Tensor) -> None:
+    shape, label_shape = tuple(pred_logits.shape), tuple(gt_labels.shape)
+    if not pred_logits.is_floating_point() or not shape or shape[-1] == 0:
+        raise UserError(
+            f"the logits are {pred_logits.dtype} of shape {shape}: give floating-point numbers of "
+            "shape (..., K), K classes"
+        )
+    if label_shape != shape[:-1]:
+        raise UserError(
+            f"the labels have shape {label_shape} but the logits {shape}: give one label for each "
+            f"anchor, shape {shape[:-1]}"
+        )
+    if gt_labels.dtype == torch.bool or gt_labels.is_floating_point() or gt_labels.is_complex():
+        raise UserError(f"the labels are {gt_labels.dtype}: give integers, such as torch.int64")
+    if gt_labels.device != pred_logits.device:
+        raise UserError(
+            f"the labels are on {gt_labels.device} but the logits on {pred_logits.device}: move "
+            "them to one device"
+        )
+
+
+def _is_eager(tensor: Tensor) -> bool:
+    """Whether operations on it run as they are called: nothing traces or transforms them."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func
+        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, make_fx, torch.export
+        and forward_ad.unpack_dual(tensor).tangent is None
+    )

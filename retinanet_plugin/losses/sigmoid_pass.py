@@ -1,0 +1,165 @@
+"""One pass over dense logits in chunks that stay in a processor's cache: losses and gradients.
+
+Made of PyTorch's operations, for any loss of the kind that ``dense_sigmoid.py`` describes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# From errors -x_t, of any shape, to phi of them and its derivative.
+LossAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# Values of a chunk: on a CPU 2**17 float32 for a thread, which stay in its cache; a GPU wants few
+# large kernels.
+_CHUNK_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
+# Gradients wait for backward in the type of the logits. Background gradients of a well-trained
+# model (p^2 and less) would underflow in float16; a power of two keeps them exact. It leaves room
+# for slopes up to 60; those of cross entropy and the focal losses stay below 3.
+_FLOAT16_SCALE = 2.0**10
+# Losses are summed in rows of this length, which no number of threads changes.
+_SUM_LENGTH = 4096
+# Of the losses of a chunk: more than this, or not a number, may hide what is not finite.
+_HUGE = 1e30
+
+
+@torch.no_grad()
+def dense_anchor_losses(
+    pred_logits: Tensor,
+    gt_labels: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """The loss of each anchor, summed over its classes; not differentiable.
+
+    Args:
+        pred_logits, gt_labels, loss_and_slope, alpha: as in :func:`dense_sigmoid_loss`.
+        grad: shaped as the logits; the gradient of the sum of the losses is written there, times
+            1024 in float16.
+
+    Returns:
+        Tensor: (...), float32 (float64 for float64 logits); 0 for ignored anchors.
+    """
+    losses = torch.empty(
+        gt_labels.shape, dtype=arithmetic_dtype(pred_logits), device=pred_logits.device
+    )
+    for logits, labels, out, grad_chunk in _chunks([pred_logits, gt_labels, losses, grad]):
+        out.copy_(_chunk_losses(logits, labels.long(), loss_and_slope, alpha, grad_chunk))
+    return losses
+
+
+def _chunk_losses(
+    logits: Tensor,
+    labels: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None,
+    grad: Tensor | None,
+) -> Tensor:
+    """Losses (...) of anchors for logits (..., K) and labels (...); gradients go into ``grad``."""
+    logits = logits.to(arithmetic_dtype(logits))
+    ignored = labels < 0
+    # No weight of 0 clears what is not finite. Looking for that would make a GPU wait; on a CPU,
+    # filling costs more than looking.
+    if not logits.is_cpu:
+        logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
+    losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad)
+    if logits.is_cpu and not losses.sum().abs() < _HUGE:
+        logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
+        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad)
+    return losses.masked_fill_(ignored, 0)
+
+
+def _unmasked_losses(
+    logits: Tensor,
+    labels: Tensor,
+    ignored: Tensor,
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None,
+    grad: Tensor | None,
+) -> Tensor:
+    """As :func:`_chunk_losses`, but only gradients of ignored anchors are 0, not their losses.
+
+    Every entry is treated as background; then the one foreground entry of an anchor replaces
+    that. No step waits for a GPU or depends on the labels' values.
+    """
+    index = labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+    is_class = index == labels.unsqueeze(-1)
+
+    loss, slope = loss_and_slope(logits)
+    fg_loss, fg_slope = loss_and_slope(-logits.gather(-1, index))
+    bg_weight = 1.0
+    if alpha is not None:
+        bg_weight = 1 - alpha
+        alpha_fg = alpha[index] if isinstance(alpha, Tensor) else alpha
+        loss *= bg_weight
+        fg_loss *= alpha_fg
+        fg_slope *= alpha_fg
+    loss.scatter_(-1, index, torch.where(is_class, fg_loss, loss.gather(-1, index)))
+
+    if grad is not None:
+        # One pass weights, clears, converts and stores.
+        scale = storage_scale(grad)
+        weight = (~ignored).unsqueeze(-1).to(slope.dtype) * (bg_weight * scale)
+        torch.mul(slope, weight, out=grad)
+        fg_grad = fg_slope.mul_(-scale).to(grad.dtype)
+        grad.scatter_(-1, index, torch.where(is_class, fg_grad, grad.gather(-1, index)))
+    return loss.sum(-1)
+
+
+def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
+    """``grad`` times ``factor``, a scalar, in place."""
+    if grad.dtype == factor.dtype and not grad.is_cpu:
+        return grad.mul_(factor)
+    for (chunk,) in _chunks([grad]):
+        # In float32: a loss scale may not fit float16, though its product with the gradient does.
+        # A vector of one value, unlike a scalar, takes the product to its type.
+        torch.mul(chunk, factor.view(1), out=chunk)
+        if grad.is_cpu and grad.dtype != torch.float16:  # whose smallest numbers all count
+            numbers = torch.finfo(grad.dtype)
+            torch.hardshrink(chunk, numbers.tiny * (1 - numbers.eps), out=chunk)
+    return grad
+
+
+def sum_in_order(losses: Tensor) -> Tensor:
+    """Their sum, in an order that no number of threads changes."""
+    losses = losses.flatten()
+    whole = losses[: len(losses) // _SUM_LENGTH * _SUM_LENGTH].view(-1, _SUM_LENGTH)
+    return whole.sum(1).sum() + losses[whole.numel() :].sum()
+
+
+def arithmetic_dtype(pred_logits: Tensor) -> torch.dtype:
+    return torch.promote_types(pred_logits.dtype, torch.float32)
+
+
+def storage_scale(grad: Tensor) -> float:
+    return _FLOAT16_SCALE if grad.dtype == torch.float16 else 1.0
+
+
+def _chunks(tensors: Sequence[Tensor | None]) -> Iterator[Sequence[Tensor | None]]:
+    """Split tensors that share their leading dimensions so that the first stays in the cache.
+
+    None stays None. Parts are cut in the memory order of the first tensor, whose last dimension,
+    the classes, is not cut.
+    """
+    first = tensors[0]
+    size = _CHUNK_SIZE.get(first.device.type, _CHUNK_SIZE["cuda"])
+    if first.is_cpu:
+        size *= torch.get_num_threads()
+    order = sorted(range(first.dim() - 1), key=first.stride, reverse=True)
+    tensors = [t if t is None else t.permute(*order, *range(len(order), t.dim())) for t in tensors]
+    return _split(tensors, size)
+
+
+def _split(tensors: Sequence[Tensor | None], size: int) -> Iterator[Sequence[Tensor | None]]:
+    first = tensors[0]
+    if first.numel() <= size or first.dim() == 1:
+        yield tensors
+    elif first[0].numel() > size:
+        for i in range(len(first)):
+            yield from _split([t if t is None else t[i] for t in tensors], size)
+    else:
+        step = size // first[0].numel()
+        for i in range(0, len(first), step):
+            yield [t if t is None else t[i : i + step] for t in tensors]
