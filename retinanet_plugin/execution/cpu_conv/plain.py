@@ -15,6 +15,7 @@ def is_plain(*tensors: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.layout == torch.strided
         and x.numel() > 0
+        and not torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Batched)  # is_grads_batched
         for x in tensors
     )
 
