@@ -15,7 +15,8 @@ def is_plain(*tensors: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.layout == torch.strided
         and x.numel() > 0
-        and not torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Batched)  # is_grads_batched
+        # A batch of gradients (is_grads_batched) says "cpu", but has none of its kernels.
+        and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.CPU)
         for x in tensors
     )
 
