@@ -306,13 +306,18 @@ class ModularRetinaNet(nn.Module):
         RetinaNet.visualize_training(self, batched_inputs, detections)
 
     def _update_loss_normalizer(self, num_foreground: Tensor) -> Tensor:
-        """Take ``num_foreground`` () into the average in training; return a copy of the average.
+        """Take ``num_foreground`` () into the average in training; return the average.
 
-        A copy, because autograd keeps it while a later forward changes the buffer.
+        Within transforms of ``torch.func``, which forbid it, the average that is kept stays.
         """
-        if self.training:
-            self.loss_normalizer.lerp_(num_foreground.clamp(min=1).to(self.loss_normalizer), 0.1)
-        return self.loss_normalizer.clone()
+        if not self.training:
+            return self.loss_normalizer
+        count = num_foreground.clamp(min=1).to(self.loss_normalizer)
+        average = self.loss_normalizer.lerp(count, 0.1)
+        if not torch._C._are_functorch_transforms_active():
+            # A copy of it, because autograd keeps the average while a later forward goes on.
+            self.loss_normalizer.copy_(average)
+        return average
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
