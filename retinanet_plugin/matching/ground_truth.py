@@ -13,11 +13,10 @@ MIN_PADDED_BOXES = 8
 
 def values_at_hand(tensor: Tensor) -> bool:
     """Whether Python can read the values now: no device would wait, no program is recorded."""
-    compiler = getattr(torch, "compiler", None)  # None before PyTorch 2.1
-    compiling = hasattr(compiler, "is_compiling") and compiler.is_compiling()
-    recorded = torch.jit.is_tracing() or compiling
-    # Fake tensors, and those that other modes wrap, are of a subclass.
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not recorded
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    # Fake tensors are of a subclass; those that torch.vmap maps over stand for many.
+    plain = type(tensor) is Tensor and not torch._C._functorch.is_batchedtensor(tensor)
+    return plain and tensor.device.type == "cpu" and not recorded
 
 
 def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: list[str]) -> None:
@@ -41,8 +40,8 @@ def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: lis
             for value in classes.tolist():
                 if not 0 <= value < num_classes:
                     raise UserError(f"{name} has a box of class {value} but {limits}: {remedy}")
-        elif hasattr(torch.ops.aten._assert_async, "msg"):  # PyTorch 2.1
-            known = ((classes >= 0) & (classes < num_classes)).all()
+        else:
+            known = (classes == classes.clamp(0, num_classes - 1)).all()
             torch._assert_async(known, f"{name} has a box of an unknown class: {limits}: {remedy}")
 
 

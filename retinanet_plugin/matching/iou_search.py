@@ -39,11 +39,11 @@ def search(
         wanted = (bound < good_iou.clamp(ANY_OVERLAP, min_iou)[:, None]).logical_not_()
         box, block = wanted.nonzero(as_tuple=True)
         box += start
-        block_iou = [good_iou[:0]]
+        block_ious = [good_iou[:0]]
         for pairs in blocks.pairs(boxes, box, block):
             best.add(*blocks.reaching(min_iou, *pairs))
-            block_iou.append(pairs[-1].amax(1))
-        block_iou = torch.cat(block_iou)
+            block_ious.append(pairs[-1].amax(1))
+        block_iou = torch.cat(block_ious)
         best_iou[start:stop] = good_iou
         best_iou.scatter_reduce_(0, box, block_iou, "amax")
         # Only now is a box's best IoU known: look again at the few blocks that have it.
