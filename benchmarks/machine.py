@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 MATMUL, CONVOLUTION = "matrix product", "3x3 convolution of the head"
-BACKWARD = f"backward of the {CONVOLUTION}"
+BACKWARD = "backward of that convolution"
 MATMUL_SIZE = 2048
 WARM_UP_S, MEASURED_S = 0.5, 1.0
 
