@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _loss(errors: torch.Tensor, gamma: float) -> torch.Tensor:
     """``-(1 - p_t)^gamma log(p_t)`` of errors -x_t, without alpha, as figures 1 and 4 have it."""
-    return FocalLoss(alpha=-1.0, gamma=gamma).terms(errors)[0]
+    return FocalLoss(alpha=-1.0, gamma=gamma).loss_and_slope(errors)[0]
 
 
 def _draw_curves(path: str) -> None:
