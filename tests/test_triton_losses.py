@@ -12,9 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from retinanet_plugin import losses
-from retinanet_plugin.losses import FocalLoss, FocalStarLoss, dense, dense_sigmoid_loss
-from retinanet_plugin.losses.terms import FocalTerms
+from retinanet_plugin import UserError, losses
+from retinanet_plugin.config import load_config
+from retinanet_plugin.losses import (
+    FocalLoss,
+    FocalStarLoss,
+    dense_sigmoid,
+    dense_sigmoid_loss,
+    focal_kernel,
+)
+from retinanet_plugin.losses.dense_sigmoid import FocalFormula
 
 N, H, W, A = 2, 3, 5, 3
 NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"
@@ -28,22 +35,41 @@ def interpreted():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             pool.submit(int).result()  # starts the process
-        yield lambda *args: pool.submit(kernel_pass, *args).result()
+        yield lambda *args, function=kernel_pass: pool.submit(function, *args).result()
 
 
 def kernel_pass(logits, labels, gamma, alpha, loss_scale=1.0):
     """As :func:`pytorch_pass`, from the kernel; for a process of its own, which it changes."""
-    from retinanet_plugin.losses import triton_focal
+    from retinanet_plugin.losses import focal_triton
 
-    assert triton_focal.can_run(logits)
-    dense._kernel_for = lambda pred_logits, terms: triton_focal
+    assert focal_triton.can_run(logits)
+    dense_sigmoid.focal_kernel = lambda pred_logits, pytorch_pass: focal_triton
     return pytorch_pass(logits, labels, gamma, alpha, loss_scale)
+
+
+def comparison(factor):
+    """The message of the one-time comparison where the kernel's gradients are ``factor`` times
+    what they should be, else None; for a process of its own.
+    """
+    from retinanet_plugin.losses import focal_triton
+
+    def changed(logits, labels, gamma, alpha, grad, grad_scale):
+        loss = focal_triton.loss_and_grad(logits, labels, gamma, alpha, grad, grad_scale)
+        grad.mul_(factor)
+        return loss
+
+    kernel = SimpleNamespace(loss_and_grad=changed)
+    try:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            focal_kernel._compare(kernel, "cpu", dtype, dense_sigmoid._pytorch_focal_loss)
+    except ArithmeticError as error:
+        return str(error)
 
 
 def pytorch_pass(logits, labels, gamma, alpha, loss_scale=1.0):
     """The loss, and the gradient of it times ``loss_scale`` unless that is None."""
     logits.requires_grad_(loss_scale is not None)
-    loss = dense_sigmoid_loss(logits, labels, FocalTerms(gamma), alpha)
+    loss = dense_sigmoid_loss(logits, labels, FocalFormula(gamma), alpha)
     if loss_scale is None:
         return loss, None
     (grad,) = torch.autograd.grad(loss * loss_scale, logits)
@@ -164,10 +190,35 @@ def test_ignored_anchors_hide_what_is_not_a_number(interpreted):
 
 def test_tensors_that_are_too_small_are_refused(interpreted):
     logits, labels = make_batch(7)
-    with pytest.raises(RuntimeError, match="expand"):
+    with pytest.raises(UserError, match="labels have shape"):
         interpreted(logits, labels[:, :2], 2.0, None)
-    with pytest.raises(RuntimeError, match="expand"):
+    with pytest.raises(UserError, match="alpha has shape"):
         interpreted(logits, labels, 2.0, torch.rand(6))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type_and_size(interpreted, dtype):
+    logits, _ = make_batch(7)
+    labels = torch.randint(0, 9, (N, H, W, A))
+    if dtype == torch.int64:  # 2^32 + 3 is not class 3
+        labels[0, 0] = torch.tensor([2**32 + 3, -(2**32) + 3, -5])
+    loss, grad = interpreted(logits, labels.to(dtype), 2.0, 0.25)
+    right_loss, right_grad = pytorch_pass(logits, labels.clamp(-1, 7), 2.0, 0.25)
+    torch.testing.assert_close(loss, right_loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, right_grad, rtol=5e-6, atol=1e-9)
+
+
+def test_gradients_are_normal_numbers_or_0(interpreted):
+    logits = torch.linspace(-60, 0, 4001).view(-1, 1)
+    _, grad = interpreted(logits, torch.ones(4001, dtype=torch.int64), 2.0, 0.25)
+    assert (grad == 0).any()
+    assert grad[grad != 0].min() >= torch.finfo(torch.float32).tiny
+
+
+def test_numbers_are_compared_with_pytorchs(interpreted):
+    assert interpreted(1.0, function=comparison) is None
+    assert "the kernel gives the loss" in interpreted(1.02, function=comparison)
+    assert "the kernel gives the loss" in interpreted(math.nan, function=comparison)
 
 
 def test_empty_level(interpreted):
@@ -185,7 +236,7 @@ def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class):
     triton = pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton does not compile for CUDA")
-    from retinanet_plugin.losses.triton_focal import _focal_kernel
+    from retinanet_plugin.losses.focal_triton import _focal_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = dict.fromkeys(_focal_kernel.arg_names, "fp32")
@@ -212,7 +263,8 @@ def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class):
 def test_on_a_gpu_without_waiting(layout, dtype, rtol):
     logits, labels = (x.cuda() for x in make_batch(80, layout, dtype))
     inputs = logits, labels, 2.0, torch.rand(80, device="cuda")
-    assert dense._kernel_for(logits, FocalTerms(2.0)) is not None
+    pytorch_pass(*inputs)  # tries the kernel, for which the GPU is waited for
+    assert focal_kernel.focal_kernel(logits, dense_sigmoid._pytorch_focal_loss) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = pytorch_pass(*inputs)
@@ -226,41 +278,83 @@ def gpu_logits(dtype=torch.float32):
     return SimpleNamespace(is_cuda=True, dtype=dtype, device=torch.device("cuda:0"))
 
 
-def test_only_focal_terms_on_a_gpu_take_the_kernel(monkeypatch):
-    class OwnLoss(FocalLoss):
-        def terms(self, error_logits):
-            return FocalTerms(self.gamma)(error_logits)
+def asked_for(monkeypatch, loss):
+    """Whether a kernel is asked for in the pass of ``loss``."""
+    asked = []
+    monkeypatch.setattr(dense_sigmoid, "focal_kernel", lambda *arguments: asked.append(arguments))
+    loss([torch.zeros(1, 1)], [torch.zeros(1, dtype=torch.int64)], None)
+    return len(asked) > 0
 
+
+def test_only_the_focal_formula_takes_the_kernel(monkeypatch):
+    class OwnLoss(FocalLoss):
+        def loss_and_slope(self, error_logits):
+            return FocalFormula(self.gamma)(error_logits)
+
+    assert asked_for(monkeypatch, losses.CrossEntropyLoss())
+    assert asked_for(monkeypatch, FocalLoss(alpha=0.25, gamma=2.0))
+    assert not asked_for(monkeypatch, OwnLoss(alpha=0.25, gamma=2.0))
+    assert not asked_for(monkeypatch, FocalStarLoss(alpha=0.25, gamma=2.0, beta=0.0))
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "BalancedCrossEntropyLoss", "FocalLoss"])
+def test_a_key_turns_the_kernel_off(monkeypatch, name):
+    cfg = load_config("")
+    assert asked_for(monkeypatch, losses.CLS_LOSS_REGISTRY.get(name)(cfg))
+    cfg.MODEL.RETINANET.TRITON_LOSS = False
+    assert not asked_for(monkeypatch, losses.CLS_LOSS_REGISTRY.get(name)(cfg))
+
+
+def test_the_kernel_is_for_cuda_up_to_float32(monkeypatch):
     kernel = SimpleNamespace(can_run=lambda pred_logits: True)
-    monkeypatch.setattr(dense, "_triton_focal", lambda device, dtype: kernel)
-    taken = [losses.CrossEntropyLoss(), FocalLoss(alpha=0.25, gamma=2.0)]
-    not_taken = [OwnLoss(alpha=0.25, gamma=2.0), FocalStarLoss(alpha=0.25, gamma=2.0, beta=0.0)]
-    assert [dense._kernel_for(gpu_logits(), loss.terms) for loss in taken] == [kernel, kernel]
-    assert [dense._kernel_for(gpu_logits(), loss.terms) for loss in not_taken] == [None, None]
-    assert dense._kernel_for(gpu_logits(torch.float64), FocalTerms(2.0)) is None
-    assert dense._kernel_for(torch.zeros(1, 1), FocalTerms(2.0)) is None
+    monkeypatch.setattr(focal_kernel, "_tried_kernel", lambda *arguments: kernel)
+    assert focal_kernel.focal_kernel(gpu_logits(), None) is kernel
+    assert focal_kernel.focal_kernel(gpu_logits(torch.float64), None) is None
+    assert focal_kernel.focal_kernel(torch.zeros(1, 1), None) is None
 
 
 def test_memory_with_gaps_is_left_to_pytorch():
     pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
-    from retinanet_plugin.losses import triton_focal
+    from retinanet_plugin.losses import focal_triton
 
     logits, _ = make_batch(4)
-    assert triton_focal.can_run(logits)
-    assert not triton_focal.can_run(logits[:, :, 1:])
-    assert not triton_focal.can_run(logits[..., :1].expand(logits.shape))
+    assert focal_triton.can_run(logits)
+    assert not focal_triton.can_run(logits[:, :, 1:])
+    assert not focal_triton.can_run(logits[..., :1].expand(logits.shape))
 
 
-def test_without_triton_a_warning_and_pytorch(monkeypatch, caplog):
+@pytest.fixture
+def no_earlier_trial(monkeypatch):
+    """As if this machine had a GPU, and the kernel had not been tried yet."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    caches = focal_kernel._tried_kernel, focal_kernel._warn_once
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_without_triton_a_warning_and_pytorch(monkeypatch, caplog, no_earlier_trial):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "retinanet_plugin.losses.triton_focal", raising=False)
-    monkeypatch.delattr(losses, "triton_focal", raising=False)
-    dense._triton_focal.cache_clear()
-    assert dense._kernel_for(gpu_logits(), FocalTerms(2.0)) is None
-    assert dense._kernel_for(gpu_logits(), FocalTerms(2.0)) is None
-    dense._triton_focal.cache_clear()
+    monkeypatch.delitem(sys.modules, "retinanet_plugin.losses.focal_triton", raising=False)
+    monkeypatch.delattr(losses, "focal_triton", raising=False)
+    for dtype in (torch.float32, torch.float32, torch.float16):
+        assert focal_kernel.focal_kernel(gpu_logits(dtype), None) is None
     (record,) = caplog.records
     assert "PyTorch's operations" in record.message
     assert "triton" in record.message
+
+
+def test_other_numbers_are_a_warning_and_pytorch(monkeypatch, caplog, no_earlier_trial):
+    pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
+
+    def disagree(*arguments):
+        raise ArithmeticError("the kernel gives the loss 1, not 2")
+
+    monkeypatch.setattr(focal_kernel, "_compare", disagree)
+    for _ in range(2):
+        assert focal_kernel.focal_kernel(gpu_logits(), None) is None
+    (record,) = caplog.records
+    assert "the loss 1, not 2" in record.message

@@ -40,42 +40,51 @@ class FocalFormula:
     gamma: float  # focusing, not negative; 0 is cross entropy
 
     def __call__(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Arguments and result as in :meth:`retinanet_plugin.losses.SigmoidLoss.loss_and_slope`.
-
-        On a CPU, both are 0 where they would be too small for a normal number.
-        """
+        """Arguments and result as in :meth:`retinanet_plugin.losses.SigmoidLoss.loss_and_slope`."""
         gamma = self.gamma
-        if error_logits.is_cpu:
-            # Below, q^(gamma + 1) is less than the smallest normal number.
-            smallest = math.log(torch.finfo(error_logits.dtype).tiny) + 2
-            error_logits = F.threshold(error_logits, smallest / (gamma + 1), -math.inf)
         q = torch.sigmoid(error_logits)  # 1 - p_t
-        cross_entropy = _softplus(error_logits, q)  # -log(p_t)
+        cross_entropy = F.softplus(error_logits)  # -log(p_t)
         if gamma == 0:
             return cross_entropy, q
-        focus = q if gamma == 1 else q * q if gamma == 2 else q.pow(gamma)
-        loss = cross_entropy.mul_(focus)
+        if gamma in (1, 2):
+            focus = q if gamma == 1 else q * q
+        else:  # q.pow(gamma) has no second derivative where q is 0
+            focus = torch.exp(gamma * F.logsigmoid(error_logits))
+        loss = cross_entropy * focus
         # d/dv: (1 - q) gamma q^gamma softplus(v) + q q^gamma (the gradient in appendix B)
-        return loss, (gamma * loss).lerp_(focus, q)
+        return loss, torch.lerp(gamma * loss, focus, q)
 
-    def loss(self, error_logits: Tensor) -> Tensor:
-        """The loss alone, in operations that PyTorch can differentiate as often as it likes."""
-        focus = torch.exp(self.gamma * F.logsigmoid(error_logits))
-        return F.softplus(error_logits) * focus
+    def write(self, error_logits: Tensor, loss: Tensor, slope: Tensor, spare: list[Tensor]) -> None:
+        """The same in given memory, for a CPU; 0 where it would be less than a normal number."""
+        gamma = self.gamma
+        v, focus = spare
+        # Below, q^(gamma + 1) and what it is made of are less than a normal number.
+        write_thresholded(error_logits, gamma + 1, v)
+        q = torch.sigmoid(v, out=slope)
+        write_softplus(v, q, loss, focus)
+        if gamma == 0:
+            return
+        focus.copy_(q) if gamma == 1 else torch.pow(q, gamma, out=focus)
+        loss.mul_(focus)
+        torch.lerp(torch.mul(loss, gamma, out=v), focus, q, out=slope)
 
 
-def _softplus(v: Tensor, q: Tensor) -> Tensor:
+def write_thresholded(v: Tensor, power: float, out: Tensor) -> None:
+    """``v``, but -inf where exp(power v) is not a normal number; on some CPUs, others are slow."""
+    least = math.log(torch.finfo(v.dtype).tiny) + 2
+    torch.ops.aten.threshold.out(v, least / power, -math.inf, out=out)
+
+
+def write_softplus(v: Tensor, q: Tensor, out: Tensor, spare: Tensor) -> None:
     """``F.softplus(v)``, given q = sigmoid(v).
 
     PyTorch's takes log1p, which on a CPU costs more than all the rest of the loss, and with
-    AVX-512 five times as much again. Here -log(p) stands in for it, p = sigmoid(-v); what the
-    rounding of p has lost is known from q. The error stays that of ``F.softplus``.
+    AVX-512 ten times as much. Here -log(p) stands in for it, p = sigmoid(-v); what the rounding of
+    p has lost is known from q. So the relative error is about that of q.
     """
-    if not v.is_cpu:
-        return F.softplus(v)
-    p = (-v).clamp_(min=-64).sigmoid_()  # at -64: log(p) is finite, and v is what counts
-    lost = (p - 1).add_(q)
-    return torch.maximum(lost.sub_(p.log_()), v, out=lost)
+    p = torch.neg(v, out=spare).clamp_(min=-64).sigmoid_()  # of more, log(p) + v is 0
+    torch.sub(p, 1, out=out).add_(q)
+    torch.maximum(out.sub_(p.log_()), v, out=out)
 
 
 def dense_sigmoid_loss(
@@ -107,7 +116,7 @@ def dense_sigmoid_loss(
     Raises:
         UserError: shapes, types or devices do not fit.
     """
-    _check(pred_logits, gt_labels)
+    _check(pred_logits, gt_labels, alpha)
     if not _is_eager(pred_logits):
         return _plain_loss(pred_logits, gt_labels, loss_and_slope, alpha)
     arguments = loss_and_slope, alpha, triton
@@ -158,10 +167,7 @@ def _plain_loss(
     is_class = labels == torch.arange(logits.shape[-1], device=logits.device)
     logits = torch.where(is_known, logits, 0.0)
     errors = torch.where(is_class, -logits, logits)
-    if type(loss_and_slope) is FocalFormula:
-        loss = loss_and_slope.loss(errors)
-    else:
-        loss = loss_and_slope(errors)[0]
+    loss, _ = loss_and_slope(errors)
     if alpha is not None:
         loss = loss * torch.where(is_class, alpha, 1 - alpha)
     return torch.where(is_known, loss, 0.0).sum()
@@ -200,7 +206,7 @@ def _pytorch_focal_loss(
     )
 
 
-def _check(pred_logits: Tensor, gt_labels: Tensor) -> None:
+def _check(pred_logits: Tensor, gt_labels: Tensor, alpha: float | Tensor | None) -> None:
     shape, label_shape = tuple(pred_logits.shape), tuple(gt_labels.shape)
     if not pred_logits.is_floating_point() or not shape or shape[-1] == 0:
         raise UserError(
@@ -219,6 +225,11 @@ def _check(pred_logits: Tensor, gt_labels: Tensor) -> None:
             f"the labels are on {gt_labels.device} but the logits on {pred_logits.device}: move "
             "them to one device"
         )
+    if isinstance(alpha, Tensor) and alpha.shape != shape[-1:]:
+        raise UserError(
+            f"alpha has shape {tuple(alpha.shape)} but the logits {shape}: give one alpha for each "
+            "of the K classes"
+        )
 
 
 def _is_eager(tensor: Tensor) -> bool:
@@ -229,5 +240,6 @@ def _is_eager(tensor: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and torch._C._functorch.peek_interpreter_stack() is None  # torch.func
         and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, make_fx, torch.export
+        and torch._C._has_storage(tensor)  # not so: torch.autograd.grad(is_grads_batched=True)
         and forward_ad.unpack_dual(tensor).tangent is None
     )

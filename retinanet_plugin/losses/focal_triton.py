@@ -14,31 +14,39 @@ import triton.language as tl
 # Four entries for each of 256 threads: with eight, registers would leave room for fewer threads.
 _BLOCK_SIZE = 1024
 _NUM_WARPS = 8
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)  # of float32
 # The kernel counts in int32 within a run (below), which a block may pass.
 _LONGEST_RUN = 1 << 30
 
 
-def can_run(pred_logits):
+def can_run(pred_logits: torch.Tensor) -> bool:
     """Whether :func:`loss_and_grad` takes these logits."""
     order, run_length = _memory_layout(pred_logits)
     return pred_logits.permute(order).is_contiguous() and run_length <= _LONGEST_RUN
 
 
-def loss_and_grad(pred_logits, gt_labels, gamma, alpha, grad, grad_scale):
+def loss_and_grad(
+    pred_logits: torch.Tensor,
+    gt_labels: torch.Tensor,
+    gamma: float,
+    alpha: float | torch.Tensor | None,
+    grad: torch.Tensor | None,
+    grad_scale: float,
+) -> torch.Tensor:
     """The summed focal loss, and its gradient unless ``grad`` is None.
 
     The arithmetic is float32, the sum is the same in every run, the host does not wait.
 
     Args:
-        pred_logits (Tensor): (..., K), float16, bfloat16 or float32, dense in memory with its
+        pred_logits: (..., K), float16, bfloat16 or float32, dense in memory with its
             dimensions in any order.
-        gt_labels (Tensor): (...), int64: -1 ignored, 0..K-1 a class, K background.
-        gamma (float): focusing, not negative; 0 is cross entropy.
-        alpha (float or Tensor or None): weight of foreground entries, those of background have
+        gt_labels: (...), integers: below 0 ignored, 0..K-1 a class, K and above background.
+        gamma: focusing, not negative; 0 is cross entropy.
+        alpha: weight of foreground entries, those of background have
             1 - alpha; a Tensor (K,) holds one for each class. None: every weight is 1.
-        grad (Tensor or None): of the logits' type and strides; the gradient times ``grad_scale``
+        grad: of the logits' type and strides; the gradient times ``grad_scale``
             is written there.
-        grad_scale (float): keeps the gradient in the range of its type.
+        grad_scale: keeps the gradient in the range of its type.
 
     Returns:
         Tensor: a float32 scalar.
@@ -55,18 +63,17 @@ def loss_and_grad(pred_logits, gt_labels, gamma, alpha, grad, grad_scale):
 def _launch(pred_logits, gt_labels, gamma, alpha, grad, grad_scale, block_losses):
     order, run_length = _memory_layout(pred_logits)
     num_classes = pred_logits.shape[-1]
-    # expand: the kernel would read past the end of tensors that are too small.
-    labels = gt_labels.expand(pred_logits.shape[:-1])
-    labels = labels.permute([dim for dim in order if dim != labels.dim()])
+    labels = gt_labels.permute([dim for dim in order if dim != gt_labels.dim()])
     per_class = isinstance(alpha, torch.Tensor)
     foreground_weight, background_weight = 1.0, 1.0
     if alpha is not None and not per_class:
         foreground_weight, background_weight = float(alpha), 1 - float(alpha)
     _focal_kernel[(len(block_losses),)](
         pred_logits,
-        labels.to(torch.int32, memory_format=torch.contiguous_format),
+        # clamp: an int64 beyond int32 is background or ignored too
+        labels.long().clamp(-1, num_classes).to(torch.int32, memory_format=torch.contiguous_format),
         # In place of a tensor that is not there, any: the kernel does not touch it.
-        alpha.expand(num_classes).contiguous() if per_class else block_losses,
+        alpha.contiguous() if per_class else block_losses,
         block_losses if grad is None else grad,
         block_losses,
         pred_logits.numel(),
@@ -140,7 +147,9 @@ def _focal_kernel(
     tl.store(block_losses + tl.program_id(0), tl.sum(loss, axis=0))
     if WITH_GRAD:
         slope = tl.where(is_foreground, -slope, slope) * weight * grad_scale
-        tl.store(grad + start + entry, tl.where(is_known, slope, 0.0), mask=in_bounds)
+        # Less than a normal number is 0, as in the pass on a CPU. What is not a number stays.
+        is_zero = (tl.abs(slope) < SMALLEST_NORMAL) | (label < 0)
+        tl.store(grad + start + entry, tl.where(is_zero, 0.0, slope), mask=in_bounds)
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Sigmoid losses for classification: their registry, their base, cross entropy, focal loss, FL*."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .alpha import alpha_from_config, check_alpha
-from .dense_sigmoid import FocalFormula, dense_sigmoid_loss
+from .dense_sigmoid import FocalFormula, dense_sigmoid_loss, write_softplus, write_thresholded
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
@@ -162,6 +163,28 @@ class FocalLoss(SigmoidLoss):
         return FocalFormula(self.gamma)
 
 
+@dataclass(frozen=True)
+class FocalStarFormula:
+    """``-log(p_t*) / gamma`` and its derivative by v = -x_t, as :class:`FocalStarLoss` says."""
+
+    gamma: float
+    beta: float
+
+    def __call__(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments and result as in :meth:`SigmoidLoss.loss_and_slope`."""
+        shifted = error_logits * self.gamma - self.beta  # -(gamma x_t + beta)
+        return F.softplus(shifted) / self.gamma, shifted.sigmoid()
+
+    def write(self, error_logits: Tensor, loss: Tensor, slope: Tensor, spare: list[Tensor]) -> None:
+        """As :meth:`FocalFormula.write`."""
+        shifted, other = spare
+        write_thresholded(
+            torch.mul(error_logits, self.gamma, out=other).sub_(self.beta), 1, shifted
+        )
+        write_softplus(shifted, torch.sigmoid(shifted, out=slope), loss, other)
+        loss.div_(self.gamma)
+
+
 @CLS_LOSS_REGISTRY.register()
 class FocalStarLoss(SigmoidLoss):
     """FL* ``-alpha_t log(p_t*) / gamma`` with ``p_t* = sigmoid(gamma x_t + beta)``.
@@ -201,9 +224,9 @@ class FocalStarLoss(SigmoidLoss):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gamma={self.gamma}, beta={self.beta}"
 
-    def loss_and_slope(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
-        shifted = error_logits * self.gamma - self.beta  # -(gamma x_t + beta)
-        return F.softplus(shifted) / self.gamma, shifted.sigmoid()
+    @property
+    def loss_and_slope(self) -> FocalStarFormula:
+        return FocalStarFormula(self.gamma, self.beta)
 
 
 def sigmoid_focal_loss(

@@ -45,8 +45,11 @@ def dense_anchor_losses(
     losses = torch.empty(
         gt_labels.shape, dtype=arithmetic_dtype(pred_logits), device=pred_logits.device
     )
+    memory: list[Tensor] = []
     for logits, labels, out, grad_chunk in _chunks([pred_logits, gt_labels, losses, grad]):
-        out.copy_(_chunk_losses(logits, labels.long(), loss_and_slope, alpha, grad_chunk))
+        if logits.is_cpu and (not memory or memory[0].shape != logits.shape):
+            memory = [torch.empty_like(logits, dtype=losses.dtype) for _ in range(5)]
+        out.copy_(_chunk_losses(logits, labels.long(), loss_and_slope, alpha, grad_chunk, memory))
     return losses
 
 
@@ -56,18 +59,25 @@ def _chunk_losses(
     loss_and_slope: LossAndSlope,
     alpha: float | Tensor | None,
     grad: Tensor | None,
+    memory: list[Tensor],
 ) -> Tensor:
-    """Losses (...) of anchors for logits (..., K) and labels (...); gradients go into ``grad``."""
-    logits = logits.to(arithmetic_dtype(logits))
+    """Losses (...) of anchors for logits (..., K) and labels (...); gradients go into ``grad``.
+
+    ``memory`` holds five tensors like the logits on a CPU, where new memory costs as much as the
+    arithmetic; elsewhere none.
+    """
+    if logits.dtype != arithmetic_dtype(logits):
+        logits = memory[0].copy_(logits) if memory else logits.to(arithmetic_dtype(logits))
     ignored = labels < 0
-    # No weight of 0 clears what is not finite. Looking for that would make a GPU wait; on a CPU,
-    # filling costs more than looking.
-    if not logits.is_cpu:
+    # No weight of 0 clears the gradient of what is not finite. On a CPU, looking for that in the
+    # losses costs less than filling; a GPU would have to be waited for.
+    fills = not logits.is_cpu
+    if not fills:
+        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad, memory)
+        fills = not losses.sum().abs() < _HUGE
+    if fills:
         logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
-    losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad)
-    if logits.is_cpu and not losses.sum().abs() < _HUGE:
-        logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
-        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad)
+        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad, memory)
     return losses.masked_fill_(ignored, 0)
 
 
@@ -78,6 +88,7 @@ def _unmasked_losses(
     loss_and_slope: LossAndSlope,
     alpha: float | Tensor | None,
     grad: Tensor | None,
+    memory: list[Tensor],
 ) -> Tensor:
     """As :func:`_chunk_losses`, but only gradients of ignored anchors are 0, not their losses.
 
@@ -87,7 +98,11 @@ def _unmasked_losses(
     index = labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
     is_class = index == labels.unsqueeze(-1)
 
-    loss, slope = loss_and_slope(logits)
+    if memory and hasattr(loss_and_slope, "write"):
+        _, loss, slope, *spare = memory
+        loss_and_slope.write(logits, loss, slope, spare)
+    else:
+        loss, slope = loss_and_slope(logits)
     fg_loss, fg_slope = loss_and_slope(-logits.gather(-1, index))
     bg_weight = 1.0
     if alpha is not None:
