@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="PNG", help="default: OUTPUT_DIR/detections.png")
     parser.add_argument("--num-images", type=positive_number, default=12, help="default: 12")
     parser.add_argument(
-        "--score-thresh", type=float, default=0.4, help="lowest score to draw (default: 0.4)"
+        "--score-thresh", type=float, default=0.5, help="lowest score to draw (default: 0.5)"
     )
 
 
