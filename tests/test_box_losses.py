@@ -1,5 +1,7 @@
 """Box losses: Detectron2's own values, no foreground, boxes without area, anchors under a mask."""
 
+import copy
+
 import detectron2.modeling.box_regression as d2
 import pytest
 import torch
@@ -7,8 +9,15 @@ from detectron2.structures import Boxes
 
 from retinanet_plugin import BOX_LOSS_REGISTRY
 from retinanet_plugin.config import load_config
-from retinanet_plugin.losses import box_deltas as deltas
-from retinanet_plugin.losses import foreground_box_loss
+from retinanet_plugin.losses import (
+    IoUBoxLoss,
+    SmoothL1BoxLoss,
+    box_deltas,
+    ciou_loss,
+    diou_loss,
+    foreground_box_loss,
+    giou_loss,
+)
 
 NAMES = ["smooth_l1", "giou", "diou", "ciou"]
 WEIGHTS = (10.0, 5.0, 1.0, 2.0)
@@ -35,11 +44,11 @@ def test_deltas_and_boxes_equal_detectron2s_to_the_last_bit():
     pred = pred.detach() * 10  # beyond the clamp too
     gt_boxes[0, 2:] = gt_boxes[0, :2]
     assert torch.equal(
-        deltas.deltas_of(anchors, gt_boxes, WEIGHTS), transform.get_deltas(anchors, gt_boxes)
+        box_deltas.deltas_of(anchors, gt_boxes, WEIGHTS), transform.get_deltas(anchors, gt_boxes)
     )
-    boxes = deltas.boxes_of(pred, anchors, WEIGHTS)
+    boxes = box_deltas.boxes_of(pred, anchors, WEIGHTS)
     assert torch.equal(boxes, transform.apply_deltas(pred, anchors))
-    assert (pred[:, 2] > deltas.SCALE_CLAMP).any()
+    assert (pred[:, 2] > box_deltas.SCALE_CLAMP).any()
 
 
 def formula(name, pred, gt):
@@ -59,8 +68,6 @@ def formula(name, pred, gt):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_detectron2(name):
-    if f"{name}_loss" not in vars(d2):
-        pytest.skip("Detectron2 0.5 has no such loss")
     pred, anchors, gt_boxes = make_batch()
     ours = build_loss(name)(pred, anchors, gt_boxes)
     assert ours.shape == (len(anchors),)
@@ -78,7 +85,7 @@ def test_equals_detectron2(name):
 def test_equals_the_paper(name):
     pred, anchors, gt_boxes = make_batch()
     ours = build_loss(name)(pred, anchors, gt_boxes)
-    right = formula(name, deltas.boxes_of(pred, anchors, WEIGHTS), gt_boxes)
+    right = formula(name, box_deltas.boxes_of(pred, anchors, WEIGHTS), gt_boxes)
     torch.testing.assert_close(ours, right)
     torch.testing.assert_close(
         torch.autograd.grad(ours.sum(), pred),
@@ -100,7 +107,7 @@ def test_boxes_that_only_touch_have_the_gradient_of_disjoint_ones_as_in_stock():
 @pytest.mark.parametrize("name", NAMES)
 def test_perfect_deltas_cost_nothing(name):
     loss, (_, anchors, gt_boxes) = build_loss(name), make_batch()
-    perfect = deltas.deltas_of(anchors, gt_boxes, WEIGHTS)
+    perfect = box_deltas.deltas_of(anchors, gt_boxes, WEIGHTS)
     assert loss(perfect, anchors, gt_boxes).max().item() == pytest.approx(0, abs=1e-4)
     assert loss(perfect + 0.5, anchors, gt_boxes).sum().item() > 1
 
@@ -128,6 +135,32 @@ def test_boxes_without_width_stay_finite(name, beta):
     if name == "smooth_l1":  # the side of no length is left out, the others count
         assert (grad[:, 2] == 0).all()
         assert (grad[:, [0, 1, 3]] != 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_built_from_arguments_as_from_a_config(name):
+    """As a lazy config does, whose lists are no tuples."""
+    iou_losses = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
+    if name == "smooth_l1":
+        loss = SmoothL1BoxLoss(weights=list(WEIGHTS), beta=0.1)
+    else:
+        loss = IoUBoxLoss(weights=list(WEIGHTS), iou_loss=iou_losses[name])
+    from_config = build_loss(name)
+    assert repr(loss) == repr(from_config)
+    batch = make_batch()
+    assert torch.equal(loss(*batch), from_config(*batch))
+    assert torch.equal(copy.deepcopy(loss)(*batch), loss(*batch))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives_in_float64(name):
+    pred, anchors, gt_boxes = (x.detach().double() for x in make_batch(7))
+    loss, pred = build_loss(name), pred.requires_grad_()
+    if name != "ciou":  # whose alpha counts as a constant
+        assert torch.autograd.gradcheck(lambda x: loss(x, anchors, gt_boxes), pred)
+    grads = torch.func.vmap(torch.func.grad(lambda *row: loss(*(x[None] for x in row)).sum()))
+    (right,) = torch.autograd.grad(loss(pred, anchors, gt_boxes).sum(), pred)
+    torch.testing.assert_close(grads(pred.detach(), anchors, gt_boxes), right)
 
 
 # ------------------------------------------------------------------ on the foreground of a batch
@@ -168,6 +201,23 @@ def test_picked_and_masked_foreground_give_the_same(name, num_foreground):
     torch.testing.assert_close(masked, picked)
     torch.testing.assert_close(masked_grads, picked_grads)
     assert sum((grad != 0).sum() for grad in picked_grads) <= 4 * num_foreground
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "loss_dtype"),
+    [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.half, torch.float32)],
+)
+def test_arithmetic_is_float32_or_float64(dtype, loss_dtype, masked):
+    anchors, foreground, gt_boxes = make_levels(10)
+    outputs = [torch.randn(2, 8, 2, 3).to(dtype), torch.randn(2, 8, 1, 2).to(dtype)]
+    loss, grads = loss_of_levels("smooth_l1", anchors, foreground, gt_boxes, outputs, masked)
+    right, _ = loss_of_levels(
+        "smooth_l1", anchors, foreground, gt_boxes, [x.float() for x in outputs], masked
+    )
+    assert loss.dtype == loss_dtype
+    assert all(grad.dtype == dtype for grad in grads)
+    torch.testing.assert_close(loss.float(), right)
 
 
 @pytest.mark.parametrize("masked", [False, True])

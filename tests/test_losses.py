@@ -1,5 +1,10 @@
 """Classification losses: formulas, identities, extreme numbers, memory, and a loss of one's own."""
 
+import copy
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import fvcore.nn
 import pytest
 import torch
@@ -8,10 +13,13 @@ from conftest import make_batch as make_inputs
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError, sigmoid_focal_loss
 from retinanet_plugin.config import load_config
-from retinanet_plugin.losses import SigmoidLoss, sigmoid_pass
+from retinanet_plugin.losses import FocalLoss, SigmoidLoss, sigmoid_pass
 
 N, A, K = 2, 3, 4
 SIZES = [(4, 5), (2, 3)]
@@ -97,9 +105,13 @@ def test_formula(name, keys, formula, alpha, dtype):
 
 @pytest.mark.parametrize(("name", "keys"), [case[:2] for case in CASES])
 def test_gradcheck(name, keys):
+    """First derivatives, and second ones: there PyTorch differentiates other operations."""
     loss = build_loss(name, **keys)
     logits, labels = make_batch(torch.float64)
-    assert torch.autograd.gradcheck(lambda *logits: loss(logits, labels, None), logits)
+    logits = [logits[0][:1, :1, :1].detach().requires_grad_()]
+    labels = [torch.tensor([-1, 2, K]).view(1, 1, 1, A)]
+    assert torch.autograd.gradcheck(lambda x: loss([x], labels, None), logits)
+    assert torch.autograd.gradgradcheck(lambda x: loss([x], labels, None), logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -253,6 +265,322 @@ def test_graph_holds_logits_labels_and_one_gradient():
     assert [t.shape for t in held] == [x.shape]
 
 
+# ------------------------------------------------------------------------- numbers at the limit
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38])
+@pytest.mark.parametrize("name", NAMES)
+def test_ignored_anchors_hide_what_is_not_finite(name, value, layout):
+    loss = build_loss(name)
+    (x, _), (y, _) = make_batch()
+    right = with_grads(loss([x], [y], None), x)
+    with torch.no_grad():
+        x = x.clone() if layout == "channels_first" else x.contiguous()
+        x[(y < 0).nonzero(as_tuple=True)] = value
+    result = with_grads(loss([x.requires_grad_()], [y], None), x)
+    torch.testing.assert_close(result, right)
+    anchor_losses = sigmoid_pass.dense_anchor_losses(x, y, loss.loss_and_slope)
+    assert (anchor_losses[y < 0] == 0).all()
+    assert anchor_losses.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("label", [0, 1])
+def test_what_is_not_finite_is_never_a_finite_mistake(label, value):
+    """As in stock; a truth that is infinitely sure costs 0, stock's 0 * inf is not a number."""
+    logits = torch.tensor([[value]], requires_grad=True)
+    loss, (grad,) = with_grads(
+        sigmoid_focal_loss(logits, torch.tensor([label]), alpha=0.25, gamma=2), [logits]
+    )
+    is_right = value == (math.inf if label == 0 else -math.inf)
+    assert loss.isfinite().item() is is_right
+    assert grad.isfinite().item() is is_right
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_normal_numbers_or_0(name, dtype):
+    """Others, such as 1e-40 in float32, make a step of some processors several times slower."""
+    lowest = -800 if dtype == torch.float64 else -120
+    logits = torch.linspace(lowest, 0, 8000, dtype=torch.float64).to(dtype).view(-1, 1)
+    labels = torch.ones(len(logits), dtype=torch.int64)
+    tiny = torch.finfo(dtype).tiny
+    for normalizer in (1.0, 100.0):
+        loss = build_loss(name)([logits.requires_grad_()], [labels], None) / normalizer
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert (grad == 0).any()
+        assert grad[grad != 0].min() >= tiny
+        (right,) = torch.autograd.grad(
+            build_loss(name)([x := logits.detach().double().requires_grad_()], [labels], None), x
+        )
+        kept = right / normalizer > 100 * tiny
+        rtol = max(1e-5, 2 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(grad.double()[kept], right[kept] / normalizer, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_formulas_have_the_digits_of_pytorchs_operations(name, dtype):
+    """Error by error, against the same formula in float64 without the shortcut of the logarithm."""
+    formula = build_loss(name).loss_and_slope
+    errors = torch.linspace(-20, 100, 30001, dtype=dtype)
+    loss, slope, *spare = (torch.empty_like(errors) for _ in range(4))
+    formula.write(errors, loss, slope, spare)
+    right_loss, right_slope = formula(errors.double())
+    if dtype == torch.float64:  # above 20, F.softplus is its argument
+        keep = errors <= (5 if name == "FocalStarLoss" else 20)
+        loss, slope, right_loss, right_slope = (
+            t[keep] for t in (loss, slope, right_loss, right_slope)
+        )
+    # exp(x) has the relative error of x, which gamma multiplies.
+    rtol = 16 * torch.finfo(dtype).eps
+    kept = right_slope > 1e-30
+    torch.testing.assert_close(loss.double()[kept], right_loss[kept], rtol=rtol, atol=0)
+    torch.testing.assert_close(slope.double()[kept], right_slope[kept], rtol=rtol, atol=0)
+
+
+# ---------------------------------------------------------------- wherever PyTorch takes the loss
+
+
+def focal_loss(logits, labels):
+    return sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0)
+
+
+@pytest.fixture
+def one_level():
+    """Logits (2, 4, 5, 3, K) without gradient, labels, the loss and its gradient."""
+    (x, _), (y, _) = make_batch()
+    loss, grad = with_grads(focal_loss(x, y), [x])
+    return x.detach(), y, loss.detach(), grad[0]
+
+
+def test_the_same_value_to_the_last_bit_with_and_without_gradients(one_level):
+    x, y, loss, _ = one_level
+    assert torch.equal(focal_loss(x, y), loss)
+    with torch.no_grad():
+        assert torch.equal(focal_loss(x.clone().requires_grad_(), y), loss)
+    with torch.inference_mode():
+        assert torch.equal(focal_loss(x, y), loss)
+    loss_after, _ = with_grads(focal_loss(x.requires_grad_(), y), x)
+    assert torch.equal(loss_after, loss)
+
+
+@pytest.mark.parametrize("num_classes", [1, 80])
+def test_the_sum_of_anchors_is_the_same_with_any_number_of_threads(num_classes):
+    losses = torch.rand(300_000 // num_classes) * 10
+    before = torch.get_num_threads()
+    try:
+        sums = set()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            sums.add(sigmoid_pass.sum_in_order(losses).item())
+    finally:
+        torch.set_num_threads(before)
+    assert len(sums) == 1
+
+
+def test_func_grad_vmap_jvp(one_level):
+    x, y, loss, grad = one_level
+    torch.testing.assert_close(torch.func.grad(focal_loss)(x, y), grad)
+    of_images = torch.func.vmap(torch.func.grad_and_value(focal_loss))
+    grads, losses = of_images(x, y)
+    torch.testing.assert_close(grads, grad)
+    torch.testing.assert_close(losses.sum(), loss)
+    tangent = torch.randn(x.shape)
+    _, change = torch.func.jvp(lambda x: focal_loss(x, y), (x,), (tangent,))
+    torch.testing.assert_close(change, (grad * tangent).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        change = torch.autograd.forward_ad.unpack_dual(focal_loss(dual, y)).tangent
+    torch.testing.assert_close(change, (grad * tangent).sum())
+
+
+def test_second_derivatives(one_level):
+    x, y, *_ = one_level
+    x, y = x[0, 0, 0], y[0, 0, 0]
+    hessian = torch.func.hessian(focal_loss)(x, y)
+    for vectorize in (False, True):
+        other = torch.autograd.functional.hessian(
+            lambda x: focal_loss(x, y), x, vectorize=vectorize
+        )
+        torch.testing.assert_close(other, hessian)
+    # A gradient penalty, whose first derivative is the same as without it.
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(focal_loss(x, y), x, create_graph=True)
+    torch.testing.assert_close(grad, torch.autograd.grad(focal_loss(x, y), x)[0])
+    (penalty_grad,) = torch.autograd.grad((grad**2).sum(), x)
+    torch.testing.assert_close(
+        penalty_grad, 2 * torch.einsum("abcd,cd->ab", hessian, grad.detach())
+    )
+
+
+def test_a_batch_of_backwards(one_level):
+    x, y, _, grad = one_level
+    loss = focal_loss(x.requires_grad_(), y)
+    (grads,) = torch.autograd.grad(loss, x, torch.tensor([1.0, 3.0]), is_grads_batched=True)
+    torch.testing.assert_close(grads, torch.stack([grad, 3 * grad]))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(one_level, use_reentrant):
+    x, y, loss, grad = one_level
+    x.requires_grad_()
+    value = checkpoint(focal_loss, x, y, use_reentrant=use_reentrant)
+    value.backward()
+    assert torch.equal(value, loss)
+    assert torch.equal(x.grad, grad)
+
+
+def test_traced_exported_and_compiled(one_level):
+    """With another number of images than was traced, so that no constant of those can hide."""
+    x, y, loss, grad = one_level
+    one = x[:1], y[:1]
+    traced = torch.jit.trace(focal_loss, one)
+    torch.testing.assert_close(traced(x, y), loss)
+    torch.testing.assert_close(make_fx(focal_loss)(*one)(*one), focal_loss(*one))
+    compiled = torch.compile(focal_loss, fullgraph=True, backend="aot_eager")
+    value, grads = with_grads(compiled(x.requires_grad_(), y), x)
+    torch.testing.assert_close(value, loss)
+    torch.testing.assert_close(grads, (grad,))
+
+
+@pytest.mark.parametrize("name", ["FocalLoss", "FocalStarLoss"])
+def test_module_is_exported_with_any_number_of_images(one_level, name):
+    class Losses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = build_loss(name, **PER_CLASS_KEY)
+
+        def forward(self, logits, labels):
+            return self.loss([logits], [labels], None)
+
+    x, y, *_ = one_level
+    images = {0: torch.export.Dim("images")}
+    program = torch.export.export(Losses(), (x, y), dynamic_shapes=(images, images)).module()
+    torch.testing.assert_close(program(x[:1], y[:1]), Losses()(x[:1], y[:1]))
+    torch.testing.assert_close(Losses()(x, y), program(x, y))
+
+
+def test_fake_and_meta_tensors_leave_nothing_behind(one_level):
+    x, y, loss, _ = one_level
+    real = x.clone().requires_grad_()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(real)
+        value, (grad,) = with_grads(focal_loss(fake, mode.from_tensor(y)), [fake])
+        assert value.shape == ()
+        assert grad.shape == x.shape
+    meta = x.to("meta").requires_grad_()
+    value, (grad,) = with_grads(focal_loss(meta, y.to("meta")), [meta])
+    assert value.shape == ()
+    assert grad.shape == x.shape
+    assert torch.equal(focal_loss(x, y), loss)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "OHEMLoss"])
+def test_copies_and_threads(name):
+    loss = build_loss(name)
+    logits, labels = make_batch()
+    boxes = [Boxes(torch.rand(h * w * A, 4).cumsum(1) * 50) for h, w in SIZES]
+    right = with_grads(loss(logits, labels, boxes), logits)
+
+    def same(module):
+        result = with_grads(module(logits, labels, boxes), logits)
+        return torch.equal(result[0], right[0]) and all(map(torch.equal, result[1], right[1]))
+
+    assert same(copy.deepcopy(loss))
+    assert same(pickle.loads(pickle.dumps(loss)))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(same, [loss] * 16))
+
+
+# ---------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(one_level, dtype):
+    x, y, *_ = one_level
+    y = y.clamp(min=0) if dtype == torch.uint8 else y
+    assert torch.equal(focal_loss(x, y.to(dtype)), focal_loss(x, y))
+
+
+def test_labels_beyond_are_background_or_ignored(one_level):
+    x, y, loss, grad = one_level
+    y = torch.where(y == K, K + torch.arange(3)[y % 3], torch.where(y < 0, y - 7, y))
+    assert y.max() == K + 1
+    value, grads = with_grads(focal_loss(x.requires_grad_(), y), x)
+    assert torch.equal(value, loss)
+    assert torch.equal(grads[0], grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y[:, :2]), r"shape \(2, 2, 5, 3\) but the logits \(2, 4, 5, 3, 4\)"),
+        (lambda x, y: (x, y[:1]), "give one label for each anchor"),
+        (lambda x, y: (x, y.unsqueeze(-1)), "give one label for each anchor"),
+        (lambda x, y: (x, F.one_hot(y.clamp(min=0), K + 1)[..., :K]), "give one label"),
+        (lambda x, y: (x, y.float()), r"labels are torch.float32: give integers"),
+        (lambda x, y: (x, y > 0), r"labels are torch.bool: give integers"),
+        (lambda x, y: (x, y.to("meta")), "labels are on meta but the logits on cpu"),
+        (lambda x, y: (x > 0, y), r"logits are torch.bool of shape .*give floating-point"),
+        (lambda x, y: (x.long(), y), r"logits are torch.int64"),
+        (lambda x, y: (x[..., :0], y), r"shape \(2, 4, 5, 3, 0\)"),
+        (lambda x, y: (x[0, 0, 0, 0, 0], y[0, 0, 0, 0]), r"of shape \(\)"),
+    ],
+)
+def test_logits_and_labels_that_do_not_fit_are_refused(one_level, change, message):
+    x, y, *_ = one_level
+    with pytest.raises(UserError, match=message):
+        focal_loss(*change(x, y))
+
+
+@pytest.mark.parametrize("value", [-0.1, 5.1, math.inf, math.nan])
+def test_function_and_module_refuse_the_same_gammas(one_level, value):
+    x, y, *_ = one_level
+    with pytest.raises(UserError, match=f"gamma of sigmoid_focal_loss is {value}: choose"):
+        sigmoid_focal_loss(x, y, alpha=0.25, gamma=value)
+    with pytest.raises(UserError, match=f"FOCAL_LOSS_GAMMA is {value}: choose"):
+        FocalLoss(alpha=0.25, gamma=value)
+
+
+@pytest.mark.parametrize("value", [1.1, math.inf, math.nan])
+def test_function_and_module_refuse_the_same_alphas(one_level, value):
+    x, y, *_ = one_level
+    with pytest.raises(UserError, match=f"alpha of sigmoid_focal_loss is {value}: choose"):
+        sigmoid_focal_loss(x, y, alpha=value, gamma=2)
+    with pytest.raises(UserError, match=f"FOCAL_LOSS_ALPHA is {value}: choose"):
+        FocalLoss(alpha=value, gamma=2)
+    with pytest.raises(UserError, match=f"PER_CLASS has the value {value}: choose"):
+        FocalLoss(alpha=[0.25, value], gamma=2)
+
+
+def test_one_anchor_without_further_dimensions():
+    x = torch.tensor([0.0, 0.0, 0.0])
+    loss = sigmoid_focal_loss(x, torch.tensor(1), alpha=-1, gamma=0)
+    assert loss.item() == pytest.approx(3 * math.log(2))
+    half = sigmoid_focal_loss(x.view(1, 3), torch.tensor([1]), alpha=0.25, gamma=2)
+    assert half.item() == pytest.approx((0.25 + 2 * 0.75) * math.log(2) / 4)
+
+
+# ------------------------------------------------------------------------------ parts of one's own
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("CrossEntropyLoss", {}),
+        ("BalancedCrossEntropyLoss", {"alpha": 0.25}),
+        ("FocalLoss", {"alpha": 0.25, "gamma": 2.0}),
+        ("FocalStarLoss", {"alpha": 0.25, "gamma": 4.0, "beta": 0.0}),
+        ("OHEMLoss", {"batch_size_per_image": 128, "nms_thresh": 0.5}),
+    ],
+)
+def test_built_from_arguments_as_from_a_config(name, arguments):
+    loss = CLS_LOSS_REGISTRY.get(name)(**arguments)
+    assert repr(loss) == repr(build_loss(name))
+
+
 def test_loss_of_another_project(small_cfg):
     """A decorated class and a config value: no file of this package is touched."""
 
@@ -266,7 +594,7 @@ def test_loss_of_another_project(small_cfg):
 
     small_cfg.MODEL.RETINANET.CLS_LOSS_NAME = "SquaredErrorLoss"
     model = build_model(small_cfg)
-    inputs = make_inputs(small_cfg.MODEL.RETINANET.NUM_CLASSES)
+    inputs = make_inputs(5, num_boxes=[3], sizes=[(64, 64)])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     with EventStorage():
         before = model(inputs)["loss_cls"]

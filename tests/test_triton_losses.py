@@ -254,6 +254,7 @@ def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class):
     assert dtype == "fp32" or "cvt.rn." in ptx  # rounds to nearest
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     ("dtype", "rtol"),

@@ -163,7 +163,9 @@ def _chunks(tensors: Sequence[Tensor | None]) -> Iterator[Sequence[Tensor | None
     if first.is_cpu:
         size *= torch.get_num_threads()
     order = sorted(range(first.dim() - 1), key=first.stride, reverse=True)
-    tensors = [t if t is None else t.permute(*order, *range(len(order), t.dim())) for t in tensors]
+    tensors = [
+        t if t is None else t.permute((*order, *range(len(order), t.dim()))) for t in tensors
+    ]
     return _split(tensors, size)
 
 
