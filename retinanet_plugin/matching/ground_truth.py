@@ -70,14 +70,13 @@ def padded_truth(gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
     """
     most = max(MIN_PADDED_BOXES, *(len(instances) for instances in gt_instances))
     shape = len(gt_instances), 1 << (most - 1).bit_length()
-    some_boxes = [instances.gt_boxes.tensor for instances in gt_instances]
-    precise = any(x.dtype == torch.float64 for x in some_boxes)
-    dtype = torch.float64 if precise else torch.float32
-    boxes = some_boxes[0].new_zeros(*shape, 4, dtype=dtype)
-    classes = some_boxes[0].new_full(shape, -1, dtype=torch.int64)
-    for image, instances in enumerate(gt_instances):
-        boxes[image, : len(instances)] = some_boxes[image]
-        classes[image, : len(instances)] = instances.gt_classes
+    precise = any(x.gt_boxes.tensor.dtype == torch.float64 for x in gt_instances)
+    some_boxes = gt_instances[0].gt_boxes.tensor
+    boxes = some_boxes.new_zeros(*shape, 4, dtype=torch.float64 if precise else torch.float32)
+    classes = some_boxes.new_full(shape, -1, dtype=torch.int64)
+    for instances, image_boxes, image_classes in zip(gt_instances, boxes, classes):
+        image_boxes.narrow(0, 0, len(instances)).copy_(instances.gt_boxes.tensor)
+        image_classes.narrow(0, 0, len(instances)).copy_(instances.gt_classes)
     return boxes, classes
 
 

@@ -51,10 +51,10 @@ def matrix_search(
     best = RunningMax(boxes.new_zeros(shape, dtype=dtype))
     claims = RunningMax(boxes.new_full(shape, -1, dtype=dtype))
     step = max(1, max_bytes // (MATRIX_PAIR_BYTES * len(anchors)))
-    for start in range(0, boxes.shape[1], step):
-        some_boxes, some_are = boxes[:, start : start + step], is_box[:, start : start + step]
+    chunks = zip(boxes.split(step, dim=1), is_box.split(step, dim=1))
+    for index, (some_boxes, some_are) in enumerate(chunks):
         iou = box_iou(some_boxes.unsqueeze(-1).unbind(2), anchors.unbind(1))  # (N, step, R)
-        best.update(iou, start)
+        best.update(iou, index * step)
         claimed = (iou == iou.amax(2, keepdim=True)) & some_are.unsqueeze(2)
-        claims.update(iou.masked_fill_(~claimed, -1), start)
+        claims.update(iou.masked_fill_(~claimed, -1), index * step)
     return best, claims
