@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.data.digits import write_digits
+from retinanet_plugin.execution.cpu_conv import context, winograd
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train_net.py
@@ -37,6 +39,81 @@ def small_cfg():
     cfg.MODEL.RETINANET.NUM_CONVS = 2
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     return cfg
+
+
+@pytest.fixture
+def fast_cpu_conv(monkeypatch):
+    """The fast convolutions run on this processor, and on small models; a list of their calls."""
+    monkeypatch.setattr("retinanet_plugin.execution.processor_gains", lambda: True)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
+    calls = []
+    for algorithm in context.ALGORITHMS:
+        for name in ("convolve", "gradients"):
+            monkeypatch.setattr(algorithm, name, _noted(getattr(algorithm, name), calls))
+    return calls
+
+
+def _noted(function, calls):
+    def call(*args):
+        calls.append(function)
+        return function(*args)
+
+    return call
+
+
+def build_pair(cfg):
+    """This package's model and stock's, with the same weights."""
+    stock_cfg = cfg.clone()
+    stock_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    stock_cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    model, stock = build_model(cfg), build_model(stock_cfg)
+    # New heads score every anchor alike. With these weights many scores are 1, so that the order
+    # of equal scores is compared as well.
+    torch.nn.init.normal_(model.head.cls_score.weight, std=0.05)
+    torch.nn.init.constant_(model.head.cls_score.bias, -4.0)
+    weights = model.state_dict()
+    weights.pop("loss_normalizer")
+    stock.load_state_dict(weights)
+    return model, stock
+
+
+def train_step(model, batch):
+    """Losses of a training step, and the gradients by name."""
+    losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return losses, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def detect(model, batch):
+    """The ``Instances`` of each image."""
+    with torch.no_grad():
+        return [output["instances"] for output in model.eval()(batch)]
+
+
+def assert_equal_training(found, expected):
+    """Losses and gradients of :func:`train_step` agree as the contract of this package says."""
+    (losses, grads), (wanted_losses, wanted_grads) = found, expected
+    assert losses.keys() == wanted_losses.keys() == {"loss_cls", "loss_box_reg"}
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, wanted_losses[name], rtol=1e-5, atol=1e-7)
+    assert grads.keys() == wanted_grads.keys()
+    for name, grad in grads.items():
+        wanted = wanted_grads[name]
+        # Next to nothing: the bias before a batch norm, whose gradient is rounding alone.
+        assert (grad - wanted).norm() <= 2e-4 * wanted.norm() + 1e-6, name
+
+
+def assert_equal_detections(found, expected):
+    """The ``Instances`` of images agree as the contract of this package says."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert ours.image_size == theirs.image_size
+        assert len(ours) == len(theirs) > 0
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-5)
+        boxes, wanted = ours.pred_boxes.tensor, theirs.pred_boxes.tensor
+        torch.testing.assert_close(boxes, wanted, rtol=0, atol=0.01)
 
 
 def make_batch(num_classes, num_boxes=(3, 5), sizes=((96, 128), (120, 90))):
