@@ -87,5 +87,9 @@ def _compiled(modules: tuple[nn.Module, ...]) -> AbstractContextManager:
         # serves many sizes of images.
         if module._compiled_call_impl is None:
             module.compile(dynamic=True)
+    stack = ExitStack()
     # Cut up for DistributedDataParallel, the graph of an FPN would be compiled for each height.
-    return torch._dynamo.config.patch(optimize_ddp=False)
+    stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
+    # Sizes of levels that happen to be equal are no rule.
+    stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+    return stack
