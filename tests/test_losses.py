@@ -6,10 +6,12 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import fvcore.nn
+import omegaconf
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_batch as make_inputs
+from detectron2.config import configurable
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
@@ -566,6 +568,11 @@ def test_one_anchor_without_further_dimensions():
 # ------------------------------------------------------------------------------ parts of one's own
 
 
+def test_lists_of_a_lazy_config():
+    alpha = omegaconf.OmegaConf.create({"alpha": PER_CLASS}).alpha
+    assert repr(FocalLoss(alpha=alpha, gamma=2.0)) == repr(FocalLoss(alpha=PER_CLASS, gamma=2.0))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -586,22 +593,38 @@ def test_loss_of_another_project(small_cfg):
 
     @CLS_LOSS_REGISTRY.register()
     class SquaredErrorLoss(SigmoidLoss):
-        """``(1 - p_t)^2``, balanced by alpha as every :class:`SigmoidLoss` is."""
+        """``weight (1 - p_t)^2``, balanced by alpha as every :class:`SigmoidLoss` is."""
+
+        @configurable
+        def __init__(self, *, alpha, weight):
+            super().__init__(alpha=alpha)
+            self.weight = weight
+
+        @classmethod
+        def from_config(cls, cfg):
+            return {**super().from_config(cfg), "weight": cfg.MODEL.RETINANET.MY_WEIGHT}
 
         def loss_and_slope(self, error_logits):
             q = error_logits.sigmoid()
-            return q * q, 2 * q * q * (1 - q)
+            return self.weight * q * q, self.weight * 2 * q * q * (1 - q)
 
-    small_cfg.MODEL.RETINANET.CLS_LOSS_NAME = "SquaredErrorLoss"
+    small_cfg.MODEL.RETINANET.update(CLS_LOSS_NAME="SquaredErrorLoss", MY_WEIGHT=2.0)
     model = build_model(small_cfg)
     inputs = make_inputs(5, num_boxes=[3], sizes=[(64, 64)])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     with EventStorage():
-        before = model(inputs)["loss_cls"]
-        before.backward()
-        optimizer.step()
-        after = model(inputs)["loss_cls"]
-    assert after.item() < before.item()
+        sums = []
+        for _ in range(2):
+            loss = model(inputs)["loss_cls"] * model.loss_normalizer
+            loss.backward()
+            optimizer.step()
+            sums.append(loss.item())
+    assert sums[1] < sums[0]
+    logits, labels = make_batch(torch.float64)
+    assert torch.autograd.gradcheck(lambda x: model.cls_loss([x], labels[:1], None), logits[0])
+    compare = torch.func.grad(lambda x: model.cls_loss([x], labels[:1], None))
+    right = torch.autograd.grad(model.cls_loss(logits[:1], labels[:1], None), logits[0])
+    torch.testing.assert_close((compare(logits[0].detach()),), right)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Alpha, the weight of foreground entries: one number, or one for each class."""
 
-import numbers
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -38,30 +37,29 @@ def alpha_from_config(cfg: CfgNode) -> float | list[float] | str:
             f"{PER_CLASS} has {len(per_class)} values but MODEL.RETINANET.NUM_CLASSES is "
             f"{num_classes}: give one value for each class"
         )
-    return check_alpha(list(per_class))
+    return check_alphas(per_class)
 
 
-def check_alpha(
-    alpha: float | Sequence[float] | str, name: str = ONE
-) -> float | list[float] | str | None:
-    """Alpha as a number, a list of numbers or "auto"; None, no balancing, for a negative number.
-
-    Args:
-        alpha: as :class:`retinanet_plugin.losses.SigmoidLoss` takes it.
-        name (str): of one number, for the message.
+def check_alpha(alpha: float, name: str = ONE) -> float | None:
+    """``alpha``, or None, no balancing, for a negative number.
 
     Raises:
-        UserError: a number is above 1 or not a number, or one of a list is not from 0 to 1.
+        UserError: it is above 1 or not a number; ``name`` says what is.
     """
-    if alpha == AUTO:
-        return AUTO
-    if isinstance(alpha, Sequence) and not isinstance(alpha, str):
-        for value in alpha:
-            if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-                raise UserError(f"{PER_CLASS} has the value {value!r}: choose numbers from 0 to 1")
-        return [float(value) for value in alpha]
-    if not isinstance(alpha, numbers.Real) or not alpha <= 1:
+    if not isinstance(alpha, (int, float)) or not alpha <= 1:
         raise UserError(
             f"{name} is {alpha}: choose a number from 0 to 1, or a negative one for no balancing"
         )
     return None if alpha < 0 else float(alpha)
+
+
+def check_alphas(alphas: Sequence) -> list[float]:
+    """One alpha for each class.
+
+    Raises:
+        UserError: one is not a number from 0 to 1.
+    """
+    for alpha in alphas:
+        if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+            raise UserError(f"{PER_CLASS} has the value {alpha!r}: choose numbers from 0 to 1")
+    return [float(alpha) for alpha in alphas]

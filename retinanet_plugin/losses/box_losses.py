@@ -135,7 +135,7 @@ def foreground_box_loss(
     """
     sizes = [len(boxes) for boxes in anchors]
     rows = _masked_rows if masked else _picked_rows
-    total = 0.0
+    sums = []
     for is_fg, deltas, boxes, gt_boxes in zip(
         foreground.split(sizes, dim=1),
         pred_anchor_deltas,
@@ -146,8 +146,8 @@ def foreground_box_loss(
         losses = box_loss(*rows(is_fg, deltas, boxes, gt_boxes))
         if masked:
             losses = losses.masked_fill(~is_fg.flatten(), 0)
-        total = total + losses.sum()
-    return total
+        sums.append(losses.sum())
+    return torch.stack(sums).sum()
 
 
 def _picked_rows(

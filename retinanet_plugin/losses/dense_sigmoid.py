@@ -11,6 +11,7 @@ compilation, a second derivative), :func:`_plain_loss` takes the place of both.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,13 +65,13 @@ class FocalFormula:
         write_softplus(v, q, loss, focus)
         if gamma == 0:
             return
-        focus.copy_(q) if gamma == 1 else torch.pow(q, gamma, out=focus)
+        focus = q if gamma == 1 else torch.pow(q, gamma, out=focus)
         loss.mul_(focus)
         torch.lerp(torch.mul(loss, gamma, out=v), focus, q, out=slope)
 
 
 def write_thresholded(v: Tensor, power: float, out: Tensor) -> None:
-    """``v``, but -inf where exp(power v) is not a normal number; on some CPUs, others are slow."""
+    """``v``, but -inf where exp(power v) is less than a normal number: those can be slow."""
     least = math.log(torch.finfo(v.dtype).tiny) + 2
     torch.ops.aten.threshold.out(v, least / power, -math.inf, out=out)
 
@@ -82,7 +83,8 @@ def write_softplus(v: Tensor, q: Tensor, out: Tensor, spare: Tensor) -> None:
     AVX-512 ten times as much. Here -log(p) stands in for it, p = sigmoid(-v); what the rounding of
     p has lost is known from q. So the relative error is about that of q.
     """
-    p = torch.neg(v, out=spare).clamp_(min=-64).sigmoid_()  # of more, log(p) + v is 0
+    # Beyond 64, softplus(v) is v; there log(p) need only stay finite.
+    p = torch.neg(v, out=spare).clamp_(min=-64).sigmoid_()
     torch.sub(p, 1, out=out).add_(q)
     torch.maximum(out.sub_(p.log_()), v, out=out)
 
@@ -123,19 +125,19 @@ def dense_sigmoid_loss(
     if pred_logits.requires_grad and torch.is_grad_enabled():
         return _DenseSigmoidLoss.apply(pred_logits, gt_labels, arguments)
     with torch.no_grad():
-        return _loss_and_grad(pred_logits, gt_labels, *arguments, grad=None)
+        return _loss_and_grad(pred_logits, gt_labels, None, *arguments)
 
 
 class _DenseSigmoidLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pred_logits, gt_labels, arguments):
+    def forward(ctx: Any, pred_logits: Tensor, gt_labels: Tensor, arguments: tuple) -> Tensor:
         ctx.save_for_backward(pred_logits, gt_labels)
         ctx.arguments = arguments
         ctx.grad = torch.empty_like(pred_logits)
-        return _loss_and_grad(pred_logits, gt_labels, *arguments, ctx.grad)
+        return _loss_and_grad(pred_logits, gt_labels, ctx.grad, *arguments)
 
     @staticmethod
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():  # this backward will itself be differentiated
             pred_logits, gt_labels = ctx.saved_tensors
             loss = _plain_loss(pred_logits, gt_labels, *ctx.arguments[:2])
@@ -147,7 +149,7 @@ class _DenseSigmoidLoss(torch.autograd.Function):
         if grad is None:
             pred_logits, gt_labels = ctx.saved_tensors
             grad = torch.empty_like(pred_logits)
-            _loss_and_grad(pred_logits, gt_labels, *ctx.arguments, grad)
+            _loss_and_grad(pred_logits, gt_labels, grad, *ctx.arguments)
         grad_loss = grad_loss / storage_scale(grad)
         if not _is_eager(grad_loss):  # such as a batch of them, for several losses at once
             return (grad * grad_loss).to(grad.dtype), None, None
@@ -176,10 +178,10 @@ def _plain_loss(
 def _loss_and_grad(
     pred_logits: Tensor,
     gt_labels: Tensor,
+    grad: Tensor | None,
     loss_and_slope: LossAndSlope,
     alpha: float | Tensor | None,
     triton: bool,
-    grad: Tensor | None,
 ) -> Tensor:
     """Return the summed loss; write its gradient into ``grad`` unless that is None."""
     # A subclass of the formula may have changed it.

@@ -1,9 +1,10 @@
 """Online hard example mining: cross entropy on the anchors of an image with the highest loss."""
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import nms
 from detectron2.structures import Boxes
+from torch import Tensor
 
 from ..errors import UserError
 from .sigmoid_losses import CLS_LOSS_REGISTRY, CrossEntropyLoss
@@ -33,19 +34,27 @@ class OHEMLoss(CrossEntropyLoss):
     fixed_shapes = False
 
     @configurable
-    def __init__(self, *, batch_size_per_image, nms_thresh, one_to_three=False):
+    def __init__(
+        self,
+        *,
+        batch_size_per_image: int,
+        nms_thresh: float,
+        one_to_three: bool = False,
+        triton: bool = True,
+    ):
         """
         Args:
-            batch_size_per_image (int): most anchors that an image gives to the minibatch.
-            nms_thresh (float): IoU above which an anchor is suppressed, in (0, 1]; 1 suppresses
+            batch_size_per_image: most anchors that an image gives to the minibatch.
+            nms_thresh: IoU above which an anchor is suppressed, in (0, 1]; 1 suppresses
                 nothing.
-            one_to_three (bool): at most a quarter of the batch size is foreground, and there are
+            one_to_three: at most a quarter of the batch size is foreground, and there are
                 at most three times as many background as foreground anchors.
+            triton: as in :class:`SigmoidLoss`, for the loss of the minibatch.
 
         Raises:
             UserError: a number is out of its range.
         """
-        super().__init__()
+        super().__init__(triton=triton)
         smallest = 4 if one_to_three else 1
         if batch_size_per_image < smallest:
             raise UserError(
@@ -62,25 +71,30 @@ class OHEMLoss(CrossEntropyLoss):
         self.one_to_three = one_to_three
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict:
         return {
+            **super().from_config(cfg),
             "batch_size_per_image": cfg.MODEL.RETINANET.OHEM_BATCH_SIZE_PER_IMAGE,
             "nms_thresh": cfg.MODEL.RETINANET.OHEM_NMS_THRESH,
             "one_to_three": cfg.MODEL.RETINANET.OHEM_ONE_TO_THREE,
         }
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return (
             f"batch_size_per_image={self.batch_size_per_image}, nms_thresh={self.nms_thresh}, "
             f"one_to_three={self.one_to_three}"
         )
 
-    def forward(self, pred_logits, gt_labels, anchors):
+    def forward(
+        self, pred_logits: list[Tensor], gt_labels: list[Tensor], anchors: list[Boxes] | None
+    ) -> Tensor:
         """Arguments and result as in :meth:`SigmoidLoss.forward`."""
         return super().forward(pred_logits, self.mine(pred_logits, gt_labels, anchors), anchors)
 
     @torch.no_grad()
-    def mine(self, pred_logits, gt_labels, anchors):
+    def mine(
+        self, pred_logits: list[Tensor], gt_labels: list[Tensor], anchors: list[Boxes] | None
+    ) -> list[Tensor]:
         """Labels like ``gt_labels`` in which all anchors but the minibatch are ignored (-1)."""
         num_classes = pred_logits[0].shape[-1]
         losses = torch.cat(
@@ -101,7 +115,7 @@ class OHEMLoss(CrossEntropyLoss):
         mined = mined.split([labels[0].numel() for labels in gt_labels], dim=1)
         return [level.view(labels.shape) for level, labels in zip(mined, gt_labels)]
 
-    def _choose(self, boxes, is_foreground):
+    def _choose(self, boxes: Tensor, is_foreground: Tensor) -> Tensor:
         """Indices (at most the batch size) into anchors (R, 4) that come hardest first.
 
         Whether an anchor survives depends on harder ones alone. So the survivors of the first
@@ -115,14 +129,16 @@ class OHEMLoss(CrossEntropyLoss):
             stop = start + block_size
             block = torch.cat([survivors, rank[start:stop]])
             survivors = block[nms(boxes[block].float(), -block.float(), self.nms_thresh)]
-            foreground_is_left = is_foreground[stop:].any().item()
+            foreground_is_left = bool(is_foreground[stop:].any())
             chosen, is_full = self._fill(survivors, is_foreground[survivors], foreground_is_left)
             if is_full:
                 break
             start, block_size = stop, min(2 * block_size, _BLOCK_SIZE)
         return chosen
 
-    def _fill(self, survivors, is_foreground, foreground_is_left):
+    def _fill(
+        self, survivors: Tensor, is_foreground: Tensor, foreground_is_left: bool
+    ) -> tuple[Tensor, bool]:
         """The minibatch from the survivors known so far, and whether more cannot change it."""
         if not self.one_to_three:
             chosen = survivors[: self.batch_size_per_image]

@@ -11,7 +11,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .alpha import alpha_from_config, check_alpha
+from .alpha import AUTO, alpha_from_config, check_alpha, check_alphas
 from .dense_sigmoid import FocalFormula, dense_sigmoid_loss, write_softplus, write_thresholded
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
@@ -48,17 +48,19 @@ class SigmoidLoss(nn.Module):
             UserError: alpha is out of its range.
         """
         super().__init__()
-        alpha = check_alpha(alpha)
-        if isinstance(alpha, list):
-            # A constant of the config, not a weight: not saved.
-            self.register_buffer("alpha", torch.tensor(alpha), persistent=False)
+        self.alpha: Tensor | float | str | None
+        if not isinstance(alpha, Sequence):
+            self.alpha = check_alpha(alpha)
+        elif alpha == AUTO:
+            self.alpha = AUTO
         else:
-            self.alpha = alpha
+            # A constant of the config, not a weight: not saved.
+            self.register_buffer("alpha", torch.tensor(check_alphas(alpha)), persistent=False)
         self.triton = triton
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {"alpha": alpha_from_config(cfg), "triton": cfg.MODEL.RETINANET.TRITON_LOSS}
+        return {"alpha": alpha_from_config(cfg)}
 
     def extra_repr(self) -> str:
         if isinstance(self.alpha, Tensor):
@@ -72,8 +74,10 @@ class SigmoidLoss(nn.Module):
 
         Returns:
             tuple[Tensor, Tensor]: phi(v) and its derivative, new tensors of that shape. Training
-            takes the derivative from here. Where PyTorch itself has to differentiate (a second
-            derivative, ``torch.func``, ``torch.compile``), it differentiates phi(v).
+            takes the derivative from here. Where PyTorch has to differentiate by itself (a second
+            derivative, ``torch.func``, ``torch.compile``), it differentiates phi(v): nothing that
+            phi(v) was computed from may be changed in place. A callable with a method ``write``,
+            as :class:`FocalFormula` has, needs no new memory on a CPU.
         """
         raise NotImplementedError
 
@@ -101,10 +105,11 @@ class SigmoidLoss(nn.Module):
                 "classes: train with retinanet_plugin.engine.Trainer, or build the model from "
                 "retinanet_plugin.data.class_alphas.resolve_auto_alpha(cfg)"
             )
-        return sum(
+        losses = [
             dense_sigmoid_loss(logits, labels, self.loss_and_slope, self.alpha, self.triton)
             for logits, labels in zip(pred_logits, gt_labels)
-        )
+        ]
+        return torch.stack(losses).sum()
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -115,6 +120,10 @@ class BalancedCrossEntropyLoss(SigmoidLoss):
     """
 
     loss_and_slope = FocalFormula(gamma=0.0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {**super().from_config(cfg), "triton": cfg.MODEL.RETINANET.TRITON_LOSS}
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -153,7 +162,11 @@ class FocalLoss(SigmoidLoss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {**super().from_config(cfg), "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA}
+        return {
+            **super().from_config(cfg),
+            "gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+            "triton": cfg.MODEL.RETINANET.TRITON_LOSS,
+        }
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gamma={self.gamma}"
@@ -216,7 +229,7 @@ class FocalStarLoss(SigmoidLoss):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         return {
-            "alpha": alpha_from_config(cfg),
+            **super().from_config(cfg),
             "gamma": cfg.MODEL.RETINANET.FOCAL_STAR_GAMMA,
             "beta": cfg.MODEL.RETINANET.FOCAL_STAR_BETA,
         }
@@ -254,7 +267,10 @@ def sigmoid_focal_loss(
 
 
 def _check_gamma(gamma: float, name: str) -> float:
-    """One range wherever a focal loss is made: beyond it nothing was tried, or a point is lost."""
+    """The same range in the module and the function: that of the paper's table 1b.
+
+    More than 5 is rather a lost decimal point than a wish, and was tested by nobody.
+    """
     if not 0 <= gamma <= 5:
         raise UserError(f"{name} is {gamma}: choose a number from 0 (cross entropy) to 5")
     return gamma

@@ -3,7 +3,7 @@
 Made of PyTorch's operations, for any loss of the kind that ``dense_sigmoid.py`` describes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def dense_anchor_losses(
     Args:
         pred_logits, gt_labels, loss_and_slope, alpha: as in :func:`dense_sigmoid_loss`.
         grad: shaped as the logits; the gradient of the sum of the losses is written there, times
-            1024 in float16.
+            :func:`storage_scale`.
 
     Returns:
         Tensor: (...), float32 (float64 for float64 logits); 0 for ignored anchors.
@@ -46,9 +46,11 @@ def dense_anchor_losses(
         gt_labels.shape, dtype=arithmetic_dtype(pred_logits), device=pred_logits.device
     )
     memory: list[Tensor] = []
-    for logits, labels, out, grad_chunk in _chunks([pred_logits, gt_labels, losses, grad]):
+    tensors = [pred_logits, gt_labels, losses]
+    for logits, labels, out, *grads in _chunks(tensors if grad is None else [*tensors, grad]):
         if logits.is_cpu and (not memory or memory[0].shape != logits.shape):
             memory = [torch.empty_like(logits, dtype=losses.dtype) for _ in range(5)]
+        grad_chunk = grads[0] if grads else None
         out.copy_(_chunk_losses(logits, labels.long(), loss_and_slope, alpha, grad_chunk, memory))
     return losses
 
@@ -104,7 +106,7 @@ def _unmasked_losses(
     else:
         loss, slope = loss_and_slope(logits)
     fg_loss, fg_slope = loss_and_slope(-logits.gather(-1, index))
-    bg_weight = 1.0
+    bg_weight: float | Tensor = 1.0
     if alpha is not None:
         bg_weight = 1 - alpha
         alpha_fg = alpha[index] if isinstance(alpha, Tensor) else alpha
@@ -124,7 +126,11 @@ def _unmasked_losses(
 
 
 def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
-    """``grad`` times ``factor``, a scalar, in place."""
+    """``grad`` times ``factor``, a scalar, in place.
+
+    On a CPU, 0 stands for what would be less than the smallest normal number: products of such
+    numbers, in the convolutions that come next, can take many times as long.
+    """
     if grad.dtype == factor.dtype and not grad.is_cpu:
         return grad.mul_(factor)
     for (chunk,) in _chunks([grad]):
@@ -145,38 +151,38 @@ def sum_in_order(losses: Tensor) -> Tensor:
 
 
 def arithmetic_dtype(pred_logits: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 logits."""
     return torch.promote_types(pred_logits.dtype, torch.float32)
 
 
 def storage_scale(grad: Tensor) -> float:
+    """What a gradient is multiplied by while it waits for backward."""
     return _FLOAT16_SCALE if grad.dtype == torch.float16 else 1.0
 
 
-def _chunks(tensors: Sequence[Tensor | None]) -> Iterator[Sequence[Tensor | None]]:
+def _chunks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """Split tensors that share their leading dimensions so that the first stays in the cache.
 
-    None stays None. Parts are cut in the memory order of the first tensor, whose last dimension,
-    the classes, is not cut.
+    Parts are cut in the memory order of the first tensor, whose last dimension, the classes, is
+    not cut.
     """
     first = tensors[0]
     size = _CHUNK_SIZE.get(first.device.type, _CHUNK_SIZE["cuda"])
     if first.is_cpu:
         size *= torch.get_num_threads()
     order = sorted(range(first.dim() - 1), key=first.stride, reverse=True)
-    tensors = [
-        t if t is None else t.permute((*order, *range(len(order), t.dim()))) for t in tensors
-    ]
+    tensors = [t.permute((*order, *range(len(order), t.dim()))) for t in tensors]
     return _split(tensors, size)
 
 
-def _split(tensors: Sequence[Tensor | None], size: int) -> Iterator[Sequence[Tensor | None]]:
+def _split(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
     first = tensors[0]
     if first.numel() <= size or first.dim() == 1:
         yield tensors
     elif first[0].numel() > size:
         for i in range(len(first)):
-            yield from _split([t if t is None else t[i] for t in tensors], size)
+            yield from _split([t[i] for t in tensors], size)
     else:
         step = size // first[0].numel()
         for i in range(0, len(first), step):
-            yield [t if t is None else t[i : i + step] for t in tensors]
+            yield [t[i : i + step] for t in tensors]
