@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 def host_time(workload: Workload, repeats: int = 15) -> dict[str, dict[str, float]]:
     """Of both subjects, in turn: ``functions`` of torch that are called and ``operators`` that are
-    dispatched in a forward in training, and ``seconds``, medians, of ``forward`` and ``backward``.
+    dispatched in a forward in training, and seconds of the processor, medians, of ``forward`` and
+    ``backward``.
 
     The forward is the model's own, up to the head: Detectron2's matching reads values, which the
     meta device does not have.
@@ -26,12 +27,12 @@ def host_time(workload: Workload, repeats: int = 15) -> dict[str, dict[str, floa
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for round_ in range(repeats + 1):
         for name, subject in subjects.items():
-            start = time.perf_counter()
+            start = time.process_time()
             outputs = subject.head_outputs()
-            middle = time.perf_counter()
+            middle = time.process_time()
             torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
             if round_ > 0:  # the first one warms up
-                seconds[name].append((middle - start, time.perf_counter() - middle))
+                seconds[name].append((middle - start, time.process_time() - middle))
     for name, laps in seconds.items():
         forward, backward = zip(*laps)
         results[name]["forward"] = statistics.median(forward)
