@@ -1,7 +1,9 @@
 """Every place where Detectron2 0.6 and main differ for this package."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2 import layers
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling.backbone import Backbone
@@ -48,19 +50,18 @@ def best_scores(scores: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
     return scores[:max_count], order[:max_count]
 
 
-def put_scalar(name: str, value: float | Tensor) -> None:
-    """Log a scalar where a trainer is listening; ``has_event_storage`` is missing before main.
+def log_scalar(name: str, compute: Callable[[], Tensor], device: torch.device) -> None:
+    """Log what ``compute`` returns, a scalar on ``device``, where a trainer is listening.
 
-    A tensor on a GPU, which has to be waited for, is logged only in the iterations after which
-    Detectron2's trainer writes its log.
+    A GPU has to be waited for, so that a scalar there is computed only in the iterations after
+    which Detectron2's trainer writes its log. ``has_event_storage`` is missing before main.
     """
     try:
         storage = events.get_event_storage()
     except AssertionError:
         return
-    waits = isinstance(value, Tensor) and value.device.type != "cpu"
-    if not waits or (storage.iter + 1) % _LOG_PERIOD == 0:
-        storage.put_scalar(name, float(value))
+    if device.type == "cpu" or (storage.iter + 1) % _LOG_PERIOD == 0:
+        storage.put_scalar(name, float(compute()))
 
 
 def coco_evaluator(dataset_name: str, output_dir: str, detections_per_image: int) -> COCOEvaluator:

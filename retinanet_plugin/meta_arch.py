@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from .compat import batch_images, put_scalar
+from .compat import batch_images, log_scalar
 from .config import head_input_shapes, num_cell_anchors
 from .errors import registered
 from .execution import Execution
@@ -166,6 +166,11 @@ class ModularRetinaNet(nn.Module):
                 self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
             gt_instances = self.ground_truth(batched_inputs)
             targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
+            log_scalar(
+                "num_pos_anchors",
+                lambda: self._is_foreground(targets.gt_labels).sum() / len(batched_inputs),
+                self.device,
+            )
             return self.losses(
                 anchors,
                 pred_logits,
@@ -270,7 +275,7 @@ class ModularRetinaNet(nn.Module):
             for labels, logits in zip(labels_of_levels, pred_logits)
         ]
         loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
-        foreground = (gt_labels >= 0) & (gt_labels < self.num_classes)
+        foreground = self._is_foreground(gt_labels)
         loss_box_reg = foreground_box_loss(
             self.box_loss,
             foreground,
@@ -280,9 +285,7 @@ class ModularRetinaNet(nn.Module):
             # On a GPU, all anchors in fixed shapes, for which nothing has to be waited for.
             masked=gt_labels.device.type != "cpu",
         )
-        num_foreground = foreground.sum()
-        put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
-        normalizer = self._update_loss_normalizer(num_foreground)
+        normalizer = self._update_loss_normalizer(foreground.sum())
         return {
             "loss_cls": loss_cls / normalizer,
             "loss_box_reg": loss_box_reg * self.box_loss_weight / normalizer,
@@ -305,13 +308,16 @@ class ModularRetinaNet(nn.Module):
         # Stock's method reads nothing of a model but its input_format.
         RetinaNet.visualize_training(self, batched_inputs, detections)
 
+    def _is_foreground(self, gt_labels: Tensor) -> Tensor:
+        return (gt_labels >= 0) & (gt_labels < self.num_classes)
+
     def _update_loss_normalizer(self, num_foreground: Tensor) -> Tensor:
         """Take ``num_foreground`` () into the average in training; return the average.
 
         Within transforms of ``torch.func``, which forbid it, the average that is kept stays.
         """
         if not self.training:
-            return self.loss_normalizer
+            return self.loss_normalizer.clone()
         count = num_foreground.clamp(min=1).to(self.loss_normalizer)
         average = self.loss_normalizer.lerp(count, 0.1)
         if not torch._C._are_functorch_transforms_active():

@@ -19,6 +19,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train_net.py
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` need one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)

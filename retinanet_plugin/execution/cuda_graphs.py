@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -70,15 +69,13 @@ class TrainingStep(nn.Module):
         if self.anchors is None:
             self.anchors = model.anchor_generator(features)
         targets = model.matcher.match_padded(self.anchors, gt_boxes, gt_classes)
-        # Into a storage of its own, since logging would wait, which a capture cannot.
-        with EventStorage():
-            losses = model.losses(
-                self.anchors,
-                [split_anchors(level, model.num_classes) for level in pred_logits],
-                targets.gt_labels,
-                [split_anchors(level, 4) for level in pred_anchor_deltas],
-                targets.matched_gt_boxes,
-            )
+        losses = model.losses(
+            self.anchors,
+            [split_anchors(level, model.num_classes) for level in pred_logits],
+            targets.gt_labels,
+            [split_anchors(level, 4) for level in pred_anchor_deltas],
+            targets.matched_gt_boxes,
+        )
         return losses["loss_cls"], losses["loss_box_reg"]
 
 
