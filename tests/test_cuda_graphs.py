@@ -343,7 +343,7 @@ def test_replays_train_as_the_model_does(small_cfg, norm):
     assert all(loss.item() == value for loss, value in history)  # replays leave old losses alone
     for (name, ours), theirs in zip(model.state_dict().items(), eager.state_dict().values()):
         # While it is recorded, the loss is another formula, and rounds otherwise.
-        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-5, name
+        assert (ours - theirs).double().norm() <= 1e-3 * theirs.double().norm() + 1e-5, name
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """From head outputs to detections, by hand."""
 
+import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
+from retinanet_plugin.compat import best_scores
 from retinanet_plugin.inference import RetinaNetInference
 
 
@@ -78,3 +80,15 @@ def test_no_detections():
     found = detect(APART, [[0.1]] * 3)
     assert len(found) == 0
     assert found.pred_boxes.tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("traced_count", [0, 3, 20])
+def test_a_traced_choice_takes_as_many_as_there_are(traced_count):
+    with torch.no_grad():
+        traced = torch.jit.trace(
+            lambda scores: best_scores(scores, 5), torch.rand(traced_count), check_trace=False
+        )
+        for count in (0, 2, 5, 6, 50):
+            scores = torch.rand(count)
+            for found, expected in zip(traced(scores), best_scores(scores, 5)):
+                assert torch.equal(found, expected)

@@ -166,6 +166,45 @@ def test_training_without_truth_is_refused(small_cfg):
         build_model(small_cfg)(batch)
 
 
+@pytest.mark.parametrize("bad_class", [5, 6, -1])
+@pytest.mark.parametrize("name", [{"file_name": "data/a.jpg"}, {}])
+def test_classes_that_the_model_does_not_have_are_refused(small_cfg, name, bad_class):
+    model, batch = build_model(small_cfg), make_batch(5)
+    batch[1].update(name)
+    batch[1]["instances"].gt_classes[2] = bad_class
+    where = name.get("file_name", "image 1 of the batch")
+    message = rf"^{where} has a box of class {bad_class} but .*NUM_CLASSES is 5 \(classes 0 to 4\)"
+    with pytest.raises(UserError, match=message):
+        model(batch)
+    anchors = [Boxes(torch.rand(3, 4))]
+    with pytest.raises(UserError, match=f"^image 1 of the batch has a box of class {bad_class}"):
+        model.label_anchors(anchors, [x["instances"] for x in batch])
+
+
+class _PredictionMatcher(torch.nn.Module):
+    """Makes the anchor of the highest score of each image foreground: it asks for predictions."""
+
+    needs_predictions = True
+
+    def forward(self, anchors, gt_instances, pred_logits, pred_anchor_deltas):
+        assert not any(x.requires_grad for x in pred_logits + pred_anchor_deltas)
+        scores = torch.cat([level.flatten(1, 3).amax(2) for level in pred_logits], dim=1)
+        labels = torch.full_like(scores, 5, dtype=torch.int64)
+        labels.scatter_(1, scores.argmax(1, keepdim=True), 0)
+        boxes = torch.stack([x.gt_boxes.tensor[0] for x in gt_instances])
+        return labels, boxes[:, None].expand(*labels.shape, 4)
+
+
+def test_a_matcher_that_asks_for_predictions_gets_them_without_gradient(small_cfg):
+    model = build_model(small_cfg)
+    model.matcher = _PredictionMatcher()
+    with EventStorage() as storage:
+        losses, grads = train_step(model, make_batch(5))
+        assert storage.latest()["num_pos_anchors"][0] == 1
+    assert losses["loss_box_reg"] > 0
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
