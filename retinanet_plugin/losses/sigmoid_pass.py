@@ -71,15 +71,12 @@ def _chunk_losses(
     if logits.dtype != arithmetic_dtype(logits):
         logits = memory[0].copy_(logits) if memory else logits.to(arithmetic_dtype(logits))
     ignored = labels < 0
-    # No weight of 0 clears the gradient of what is not finite. On a CPU, looking for that in the
-    # losses costs less than filling; a GPU would have to be waited for.
-    fills = not logits.is_cpu
-    if not fills:
-        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad, memory)
-        fills = not losses.sum().abs() < _HUGE
-    if fills:
-        logits = logits.masked_fill(ignored.unsqueeze(-1), 0)
-        losses = _unmasked_losses(logits, labels, ignored, loss_and_slope, alpha, grad, memory)
+    arguments = logits, labels, ignored, loss_and_slope, alpha, grad, memory
+    # No weight of 0 clears the gradient of what is not finite. On a CPU, clearing costs more than
+    # looking for that in the losses, for which a GPU would have to be waited for.
+    losses = _unmasked_losses(*arguments, clears=not logits.is_cpu)
+    if logits.is_cpu and not losses.sum().abs() < _HUGE:
+        losses = _unmasked_losses(*arguments, clears=True)
     return losses.masked_fill_(ignored, 0)
 
 
@@ -91,11 +88,13 @@ def _unmasked_losses(
     alpha: float | Tensor | None,
     grad: Tensor | None,
     memory: list[Tensor],
+    clears: bool,
 ) -> Tensor:
     """As :func:`_chunk_losses`, but only gradients of ignored anchors are 0, not their losses.
 
     Every entry is treated as background; then the one foreground entry of an anchor replaces
-    that. No step waits for a GPU or depends on the labels' values.
+    that. No step waits for a GPU or depends on the labels' values. ``clears`` says whether what
+    is not finite is looked after, too.
     """
     index = labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
     is_class = index == labels.unsqueeze(-1)
@@ -116,10 +115,13 @@ def _unmasked_losses(
     loss.scatter_(-1, index, torch.where(is_class, fg_loss, loss.gather(-1, index)))
 
     if grad is not None:
-        # One pass weights, clears, converts and stores.
         scale = storage_scale(grad)
-        weight = (~ignored).unsqueeze(-1).to(slope.dtype) * (bg_weight * scale)
-        torch.mul(slope, weight, out=grad)
+        weight = bg_weight * scale
+        if clears:
+            slope.masked_fill_(ignored.unsqueeze(-1), 0)
+            torch.mul(slope, weight, out=grad)
+        else:  # one pass weights, clears, converts and stores
+            torch.mul(slope, (~ignored).unsqueeze(-1).to(slope.dtype) * weight, out=grad)
         fg_grad = fg_slope.mul_(-scale).to(grad.dtype)
         grad.scatter_(-1, index, torch.where(is_class, fg_grad, grad.gather(-1, index)))
     return loss.sum(-1)
@@ -144,7 +146,9 @@ def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
 
 
 def sum_in_order(losses: Tensor) -> Tensor:
-    """Their sum, in an order that no number of threads changes."""
+    """Their sum; on a CPU in an order that no number of threads changes."""
+    if not losses.is_cpu:
+        return losses.sum()
     losses = losses.flatten()
     whole = losses[: len(losses) // _SUM_LENGTH * _SUM_LENGTH].view(-1, _SUM_LENGTH)
     return whole.sum(1).sum() + losses[whole.numel() :].sum()
