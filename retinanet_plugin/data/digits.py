@@ -7,6 +7,7 @@ photographs that scikit-learn carries.
 import json
 import os
 import shutil
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +22,8 @@ MAX_DIGITS = 5
 NUM_IMAGES = {"train": 2000, "val": 240}
 # The share of the digits that only val images show.
 VAL_SHARE = 0.2
+
+_Box = tuple[int, int, int, int]  # x, y, width, height
 
 
 def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None = None) -> None:
@@ -52,7 +55,8 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
     for number, split in enumerate(("train", "val")):
         os.makedirs(os.path.join(partial, split))
         rng = np.random.default_rng([seed, number])
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id in range(1, num_images[split] + 1):
             image, boxes, chosen = _draw_image(rng, glyphs, glyphs_of[split], photographs)
             file_name = f"{image_id:05d}.jpg"
@@ -83,20 +87,23 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
     os.rename(partial, output)
 
 
-def _load_sources():
+def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Grey values (1797, 8, 8) in 0..1, their digits (1797,), and BGR photographs."""
     digits = load_digits()
     photographs = [image[:, :, ::-1] for image in load_sample_images().images]
     return digits.images.astype(np.float32) / 16, digits.target, photographs
 
 
-def _draw_image(rng, glyphs, choice, photographs):
+def _draw_image(
+    rng: np.random.Generator, glyphs: np.ndarray, choice: np.ndarray, photographs: list[np.ndarray]
+) -> tuple[np.ndarray, list[_Box], list[int]]:
     """One image, its boxes [(x, y, w, h)] and the indices of the digits in them."""
     image = _draw_background(rng, photographs)
-    boxes, chosen = [], []
+    boxes: list[_Box] = []
+    chosen: list[int] = []
     for _ in range(rng.integers(1, MAX_DIGITS + 1)):
         glyph = rng.choice(choice)
-        ink = _draw_ink(glyphs[glyph], rng.integers(DIGIT_SIZE[0], DIGIT_SIZE[1] + 1))
+        ink = _draw_ink(glyphs[glyph], int(rng.integers(DIGIT_SIZE[0], DIGIT_SIZE[1] + 1)))
         box = _free_place(rng, ink.shape, boxes)
         if box is None:
             continue
@@ -109,7 +116,7 @@ def _draw_image(rng, glyphs, choice, photographs):
     return image.round().astype(np.uint8), boxes, chosen
 
 
-def _draw_background(rng, photographs):
+def _draw_background(rng: np.random.Generator, photographs: list[np.ndarray]) -> np.ndarray:
     """A random square of a photograph, (IMAGE_SIZE, IMAGE_SIZE, 3), float32, BGR."""
     photograph = photographs[rng.integers(len(photographs))]
     side = rng.integers(IMAGE_SIZE // 2, min(photograph.shape[:2]) + 1)
@@ -123,7 +130,7 @@ def _draw_background(rng, photographs):
     return square.astype(np.float32)
 
 
-def _draw_ink(glyph, size):
+def _draw_ink(glyph: np.ndarray, size: int) -> np.ndarray:
     """Opacity 0..1 of a digit, cropped to its ink, with ``size`` pixels on the longer side."""
     # A margin of one cell keeps the strokes at the border from being cut.
     scale = 8
@@ -136,7 +143,9 @@ def _draw_ink(glyph, size):
     return np.clip((smooth - 0.35) / 0.3, 0, 1)
 
 
-def _free_place(rng, shape, boxes, tries=50):
+def _free_place(
+    rng: np.random.Generator, shape: tuple[int, ...], boxes: list[_Box], tries: int = 50
+) -> _Box | None:
     """A box (x, y, w, h) that touches none of ``boxes``, or None where there is no room."""
     h, w = shape
     for _ in range(tries):
@@ -146,7 +155,7 @@ def _free_place(rng, shape, boxes, tries=50):
     return None
 
 
-def _contrasting_colour(rng, patch, tries=16):
+def _contrasting_colour(rng: np.random.Generator, patch: np.ndarray, tries: int = 16) -> np.ndarray:
     """A random BGR colour that can be told from nine in ten pixels of the background ``patch``.
 
     The mean alone says little: petals and sky can average to a colour that neither has.

@@ -21,7 +21,7 @@ STYLES = {
     "hit": ("#56B4E9", "solid"),  # sky blue
     "false alarm": ("#E69F00", (0, (4, 1.5))),  # orange, dashed
 }
-COLUMNS = 2  # pairs of pictures in a row
+COLUMNS = 2  # most pairs of pictures in a row
 PICTURE_WIDTH = 3.3  # inches
 FONT_SIZE = 10  # points
 
@@ -81,11 +81,12 @@ def draw_pairs(
 
 def _grid(sizes: list[tuple[int, int]]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """A figure, and the left and the right axes for each picture of the sizes (height, width)."""
-    rows = [sizes[i : i + COLUMNS] for i in range(0, len(sizes), COLUMNS)]
+    columns = min(COLUMNS, len(sizes))
+    rows = [sizes[i : i + columns] for i in range(0, len(sizes), columns)]
     heights = [PICTURE_WIDTH * max(h / w for h, w in row) for row in rows]
     gap, legend = 0.06, 0.6  # inches
     pair = 2 * PICTURE_WIDTH + 4 * gap
-    width = COLUMNS * pair
+    width = columns * pair
     height = sum(heights) + 2 * gap * len(rows) + legend
     figure = Figure(figsize=(width, height))
     panels, bottom = [], height - legend
