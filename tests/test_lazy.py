@@ -184,6 +184,10 @@ dataloader.train.dataset.names = "{train}"
 dataloader.test.dataset.names = "{val}"
 model.num_classes = 10
 model.box_loss = L(IoUBoxLoss)(weights=model.box_loss.weights, iou_loss=giou_loss)
+# Without pretrained weights, frozen batch norms would do nothing.
+_resnet = model.backbone.bottom_up
+_resnet.freeze_at = 0
+_resnet.stem.norm = _resnet.stages.norm = "BN"
 dataloader.train.mapper.augmentations[0].short_edge_length = 96
 dataloader.test.mapper.augmentations[0].short_edge_length = 96
 """
