@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .compat import batch_images, log_scalar
 from .config import head_input_shapes, num_cell_anchors
+from .eager import is_transformed
 from .errors import registered
 from .execution import Execution
 from .execution.transfer import instances_to_device, tensor_to_device
@@ -320,7 +321,7 @@ class ModularRetinaNet(nn.Module):
             return self.loss_normalizer.clone()
         count = num_foreground.clamp(min=1).to(self.loss_normalizer)
         average = self.loss_normalizer.lerp(count, 0.1)
-        if not torch._C._are_functorch_transforms_active():
+        if not is_transformed():
             # A copy of it, because autograd keeps the average while a later forward goes on.
             self.loss_normalizer.copy_(average)
         return average

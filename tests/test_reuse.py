@@ -55,7 +55,7 @@ def test_without_detectron2_the_import_says_what_to_do(clean_env):
     code = "import sys; sys.modules['detectron2'] = None; import retinanet_plugin"
     process = python(code, clean_env)
     assert process.returncode == 1
-    assert "ImportError: retinanet_plugin needs Detectron2 (0.5, 0.6 or main)" in process.stderr
+    assert "ImportError: retinanet_plugin needs Detectron2 (0.6 or main)" in process.stderr
     assert "pip install" in process.stderr
 
 

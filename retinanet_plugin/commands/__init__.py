@@ -3,11 +3,11 @@
 A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args)`` does.
 """
 
-from . import compare_losses, digits, focal_loss_figures, visualize
+from . import compare_losses, focal_loss_figures, make_digits, visualize
 
 COMMANDS = {
     "compare-losses": compare_losses,
-    "digits": digits,
+    "digits": make_digits,
     "focal-loss-figures": focal_loss_figures,
     "visualize": visualize,
 }

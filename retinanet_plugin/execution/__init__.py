@@ -91,5 +91,5 @@ def _compiled(modules: tuple[nn.Module, ...]) -> AbstractContextManager:
     # Cut up for DistributedDataParallel, the graph of an FPN would be compiled for each height.
     stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
     # Sizes of levels that happen to be equal are no rule.
-    stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+    stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))  # type: ignore[attr-defined]
     return stack

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
+from ..eager import is_eager
 from ..errors import UserError
 from .focal_kernel import focal_kernel
 from .sigmoid_pass import (
@@ -119,7 +119,7 @@ def dense_sigmoid_loss(
         UserError: shapes, types or devices do not fit.
     """
     _check(pred_logits, gt_labels, alpha)
-    if not _is_eager(pred_logits):
+    if not is_eager(pred_logits):
         return _plain_loss(pred_logits, gt_labels, loss_and_slope, alpha)
     arguments = loss_and_slope, alpha, triton
     if pred_logits.requires_grad and torch.is_grad_enabled():
@@ -151,7 +151,7 @@ class _DenseSigmoidLoss(torch.autograd.Function):
             grad = torch.empty_like(pred_logits)
             _loss_and_grad(pred_logits, gt_labels, grad, *ctx.arguments)
         grad_loss = grad_loss / storage_scale(grad)
-        if not _is_eager(grad_loss):  # such as a batch of them, for several losses at once
+        if not is_eager(grad_loss):  # such as a batch of them, for several losses at once
             return (grad * grad_loss).to(grad.dtype), None, None
         return multiply_gradient(grad, grad_loss), None, None
 
@@ -232,16 +232,3 @@ def _check(pred_logits: Tensor, gt_labels: Tensor, alpha: float | Tensor | None)
             f"alpha has shape {tuple(alpha.shape)} but the logits {shape}: give one alpha for each "
             "of the K classes"
         )
-
-
-def _is_eager(tensor: Tensor) -> bool:
-    """Whether operations on it run as they are called: nothing traces or transforms them."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func
-        and torch._C._len_torch_dispatch_stack() == 0  # fake tensors, make_fx, torch.export
-        and torch._C._has_storage(tensor)  # not so: torch.autograd.grad(is_grads_batched=True)
-        and forward_ad.unpack_dual(tensor).tangent is None
-    )

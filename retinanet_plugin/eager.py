@@ -1,0 +1,32 @@
+"""Whether operations run on plain tensors as they are called: where fast paths may be taken."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+
+def is_eager(*tensors: Tensor) -> bool:
+    """Whether ``tensors`` are ordinary ones, and nothing but autograd watches or records what is
+    done with them.
+
+    Not so: subclasses, tensors of ``torch.func`` and of batched or forward-mode differentiation,
+    and whatever is traced, exported, compiled or runs under a dispatch mode (fake tensors, counters
+    of operations). There an algorithm of one's own has to stand back for PyTorch's operations.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+    ) and all(
+        type(x) in (Tensor, Parameter)
+        and torch._C._has_storage(x)  # not so: torch.autograd.grad(is_grads_batched=True)
+        and forward_ad.unpack_dual(x).tangent is None
+        for x in tensors
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is active, which forbids to change buffers."""
+    return torch._C._are_functorch_transforms_active()
