@@ -303,7 +303,10 @@ def test_what_is_not_finite_is_never_a_finite_mistake(label, value):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_normal_numbers_or_0(name, dtype):
-    """Others, such as 1e-40 in float32, make a step of some processors several times slower."""
+    """Others, such as 1e-40 in float32, make a step of some processors several times slower.
+
+    So do products with weights that are such: what is nearly as small is 0 as well.
+    """
     lowest = -800 if dtype == torch.float64 else -120
     logits = torch.linspace(lowest, 0, 8000, dtype=torch.float64).to(dtype).view(-1, 1)
     labels = torch.ones(len(logits), dtype=torch.int64)
@@ -312,11 +315,11 @@ def test_gradients_are_normal_numbers_or_0(name, dtype):
         loss = build_loss(name)([logits.requires_grad_()], [labels], None) / normalizer
         (grad,) = torch.autograd.grad(loss, logits)
         assert (grad == 0).any()
-        assert grad[grad != 0].min() >= tiny
+        assert grad[grad != 0].min() >= 2**26 * tiny
         (right,) = torch.autograd.grad(
             build_loss(name)([x := logits.detach().double().requires_grad_()], [labels], None), x
         )
-        kept = right / normalizer > 100 * tiny
+        kept = right / normalizer > 2**27 * tiny
         rtol = max(1e-5, 2 * torch.finfo(dtype).eps)
         torch.testing.assert_close(grad.double()[kept], right[kept] / normalizer, rtol=rtol, atol=0)
 

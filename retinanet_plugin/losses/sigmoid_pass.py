@@ -18,6 +18,9 @@ _CHUNK_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
 # model (p^2 and less) would underflow in float16; a power of two keeps them exact. It leaves room
 # for slopes up to 60; those of cross entropy and the focal losses stay below 3.
 _FLOAT16_SCALE = 2.0**10
+# How far above the smallest normal number a gradient has to be, so that its products with weights
+# in the rest of the network are normal as well.
+_ROOM = 2.0**26
 # Losses are summed in rows of this length, which no number of threads changes.
 _SUM_LENGTH = 4096
 # Of the losses of a chunk: more than this, or not a number, may hide what is not finite.
@@ -130,8 +133,9 @@ def _unmasked_losses(
 def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """``grad`` times ``factor``, a scalar, in place.
 
-    On a CPU, 0 stands for what would be less than the smallest normal number: products of such
-    numbers, in the convolutions that come next, can take many times as long.
+    On a CPU, 0 stands for what is near the smallest normal number (2^-126 in float32) or less:
+    products with weights, in the convolutions that come next, would be below it, and take many
+    times as long.
     """
     if grad.dtype == factor.dtype and not grad.is_cpu:
         return grad.mul_(factor)
@@ -140,8 +144,7 @@ def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
         # A vector of one value, unlike a scalar, takes the product to its type.
         torch.mul(chunk, factor.view(1), out=chunk)
         if grad.is_cpu and grad.dtype != torch.float16:  # whose smallest numbers all count
-            numbers = torch.finfo(grad.dtype)
-            torch.hardshrink(chunk, numbers.tiny * (1 - numbers.eps), out=chunk)
+            torch.hardshrink(chunk, torch.finfo(grad.dtype).tiny * _ROOM, out=chunk)
     return grad
 
 
