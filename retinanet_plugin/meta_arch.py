@@ -221,18 +221,17 @@ class ModularRetinaNet(nn.Module):
             pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4). A matcher that
                 asks for predictions (``needs_predictions``) gets both, without gradient.
         """
-        predictions: tuple[list[Tensor], ...] = ()
-        if getattr(self.matcher, "needs_predictions", False):
-            predictions = (
-                [level.detach() for level in pred_logits],
-                [level.detach() for level in pred_anchor_deltas],
-            )
+        if not getattr(self.matcher, "needs_predictions", False):
+            return Targets(*self.label_anchors(anchors, gt_instances))
+        predictions = [
+            [level.detach() for level in levels] for levels in (pred_logits, pred_anchor_deltas)
+        ]
         return Targets(*self.matcher(anchors, gt_instances, *predictions))
 
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[Tensor, Tensor]:
-        """What :meth:`match` gives, as Detectron2's RetinaNet names it, without predictions.
+        """What a matcher without predictions gives, as Detectron2's RetinaNet returns it.
 
         Args:
             anchors (list[Boxes]): of each level, Hi*Wi*A anchors.

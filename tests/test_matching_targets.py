@@ -228,5 +228,5 @@ def test_on_a_gpu_the_device_checks_classes_and_nothing_waits():
         images = [instances(torch.rand(num, 4)) for num in (3, 0, 5)]
         with Operations() as operations:
             check_gt_classes(images, 5, ["a.jpg", "b.jpg", "c.jpg"])
-    assert sum("_assert_async" in name for name in operations.names) == 3
+    assert sum("_assert_async" in name for name in operations.names) == 1
     assert not any("copy" in name for name in operations.names)

@@ -9,7 +9,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from retinanet_plugin import UserError
+from retinanet_plugin import ModularRetinaNet, UserError
 
 
 def test_features_have_the_papers_strides(small_cfg):
@@ -203,6 +203,16 @@ def test_a_matcher_that_asks_for_predictions_gets_them_without_gradient(small_cf
         assert storage.latest()["num_pos_anchors"][0] == 1
     assert losses["loss_box_reg"] > 0
     assert all(grad.isfinite().all() for grad in grads.values())
+
+
+def test_a_subclass_can_label_anchors_itself(small_cfg):
+    class Background(ModularRetinaNet):
+        def label_anchors(self, anchors, gt_instances):
+            labels, boxes = super().label_anchors(anchors, gt_instances)
+            return torch.full_like(labels, self.num_classes), boxes
+
+    model = Background(small_cfg)
+    assert model.train()(make_batch(5))["loss_box_reg"] == 0
 
 
 @pytest.mark.parametrize(

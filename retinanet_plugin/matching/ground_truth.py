@@ -34,15 +34,22 @@ def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: lis
     """
     limits = f"MODEL.RETINANET.NUM_CLASSES is {num_classes} (classes 0 to {num_classes - 1})"
     remedy = "correct the annotation or set NUM_CLASSES to the number of classes of the data set"
+    elsewhere = []
     for instances, name in zip(gt_instances, names):
         classes = instances.gt_classes
-        if values_at_hand(classes):
-            for value in classes.tolist():
-                if not 0 <= value < num_classes:
-                    raise UserError(f"{name} has a box of class {value} but {limits}: {remedy}")
-        else:
-            known = (classes == classes.clamp(0, num_classes - 1)).all()
-            torch._assert_async(known, f"{name} has a box of an unknown class: {limits}: {remedy}")
+        if not values_at_hand(classes):
+            elsewhere.append((name, classes))
+            continue
+        for value in classes.tolist():
+            if not 0 <= value < num_classes:
+                raise UserError(f"{name} has a box of class {value} but {limits}: {remedy}")
+    if elsewhere:  # all at once: a few kernels, however many images
+        names, tensors = zip(*elsewhere)
+        classes, where = torch.cat(tensors), " or ".join(names)
+        torch._assert_async(
+            (classes == classes.clamp(0, num_classes - 1)).all(),
+            f"{where} has a box of an unknown class: {limits}: {remedy}",
+        )
 
 
 def check_devices(anchors: list[Boxes], gt_instances: list[Instances]) -> None:
