@@ -44,8 +44,8 @@ def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: lis
             if not 0 <= value < num_classes:
                 raise UserError(f"{name} has a box of class {value} but {limits}: {remedy}")
     if elsewhere:  # all at once: a few kernels, however many images
-        names, tensors = zip(*elsewhere)
-        classes, where = torch.cat(tensors), " or ".join(names)
+        where = " or ".join(name for name, _ in elsewhere)
+        classes = torch.cat([classes for _, classes in elsewhere])
         torch._assert_async(
             (classes == classes.clamp(0, num_classes - 1)).all(),
             f"{where} has a box of an unknown class: {limits}: {remedy}",
