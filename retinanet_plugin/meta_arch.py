@@ -29,6 +29,9 @@ from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
 from .matching import MATCHER_REGISTRY, Targets, check_gt_classes
 
+# Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
+FIRST_LOSS_NORMALIZER = 100.0
+
 
 @META_ARCH_REGISTRY.register()
 class ModularRetinaNet(nn.Module):
@@ -101,8 +104,8 @@ class ModularRetinaNet(nn.Module):
         self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
         # Moving average of the number of foreground anchors of a batch: saved, so that a resumed
         # run scales its losses as the interrupted one did (of several processes, all go on from
-        # the first one's). 100 is stock's start.
-        self.register_buffer("loss_normalizer", torch.tensor(100.0))
+        # the first one's).
+        self.register_buffer("loss_normalizer", torch.tensor(FIRST_LOSS_NORMALIZER))
         self.execution.lay_out(self)
 
     @classmethod
@@ -328,8 +331,8 @@ class ModularRetinaNet(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Checkpoints of Detectron2's RetinaNet lack the moving average: keep the present one.
-        state_dict.setdefault(prefix + "loss_normalizer", self.loss_normalizer)
+        # Checkpoints of Detectron2's RetinaNet lack the moving average: it starts as stock's does.
+        state_dict.setdefault(prefix + "loss_normalizer", torch.tensor(FIRST_LOSS_NORMALIZER))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -52,7 +52,7 @@ def small_cfg():
 @pytest.fixture
 def fast_cpu_conv(monkeypatch):
     """The fast convolutions run on this processor, and on small models; a list of their calls."""
-    monkeypatch.setattr("retinanet_plugin.execution.processor_gains", lambda: True)
+    monkeypatch.setattr(context, "PROCESSOR_GAINS", True)
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     calls = []

@@ -1,5 +1,6 @@
 """Fast algorithms compute the convolution, forward and backward, to float32's rounding."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,3 +212,33 @@ def test_small_convolutions_are_left_to_pytorch():
     large = torch.empty(1, 128, 64, 64), torch.empty(128, 128, 3, 3)
     found = [winograd.is_faster(*x, (1, 1), (1, 1)) for x in (small, narrow, large)]
     assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("channels", "biases"), [(5, 7), (3, 7), (4, 1), (4, 6)])
+def test_shapes_that_do_not_fit_are_pytorchs_error(kernel, channels, biases, fast_cpu_conv):
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(7, channels, kernel, kernel)
+    message = pytest.raises(RuntimeError, match=r"^Given .*weight of size \[7")
+    with FastConvolutions(fast_outputs=True), torch.no_grad(), message:
+        F.conv2d(x, weight, torch.zeros(biases), padding=kernel // 2)
+    assert fast_cpu_conv == []
+
+
+@pytest.mark.parametrize("algorithm", [winograd, pointwise])
+def test_the_default_device_changes_nothing(algorithm):
+    kernel = 3 if algorithm is winograd else 1
+    x, weight, _ = (t.detach() for t in operands((1, 8, 8), kernel))
+    expected = algorithm.convolve(x, weight, None, (1, 1))
+    expected_gradients = algorithm.gradients(expected, x, weight, (1, 1), True, True)
+    with torch.device("meta"):
+        out = algorithm.convolve(x, weight, None, (1, 1))
+        gradients = algorithm.gradients(expected, x, weight, (1, 1), True, True)
+    assert torch.equal(out, expected)
+    assert all(torch.equal(*pair) for pair in zip(gradients, expected_gradients))
+
+
+def test_numbers_of_other_libraries(fast_cpu_conv):
+    x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    with FastConvolutions(fast_outputs=True), torch.no_grad():
+        out = F.conv2d(x, weight, None, np.int64(1), np.int64(1))
+    assert torch.equal(out, F.conv2d(x, weight, None, 1, 1))

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from retinanet_plugin import UserError
 from retinanet_plugin.config import check_config
 from retinanet_plugin.execution import Execution
+from retinanet_plugin.execution.cpu_conv import context
 
 SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "COMPILE")
 
@@ -115,18 +116,15 @@ def test_without_fast_convolutions_the_same_losses_to_the_last_bit(small_cfg, fa
     assert_equal_training(found, expected)
 
 
-@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "DEFAULT"])
-def test_fast_convolutions_are_for_processors_that_gain(capability, small_cfg, monkeypatch):
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
-    calls = []
-    monkeypatch.setattr(
-        "retinanet_plugin.execution.FastConvolutions.__torch_function__",
-        lambda self, func, types, args=(), kwargs=None: (
-            calls.append(func) or func(*args, **(kwargs or {}))
-        ),
-    )
-    predict(build_model(small_cfg), torch.rand(1, 3, 64, 64))
-    assert bool(calls) == (capability == "AVX2")
+@pytest.mark.parametrize("gains", [True, False])
+def test_fast_convolutions_are_for_processors_that_gain(
+    gains, small_cfg, fast_cpu_conv, monkeypatch
+):
+    assert context.PROCESSOR_GAINS
+    monkeypatch.setattr(context, "PROCESSOR_GAINS", gains)
+    with torch.no_grad():
+        predict(build_model(small_cfg).eval(), torch.rand(1, 3, 64, 64))
+    assert bool(fast_cpu_conv) == gains
 
 
 def test_bfloat16_is_autocast_of_stocks_backbone_and_head(small_cfg):

@@ -23,6 +23,7 @@ from conftest import (
 )
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
+from detectron2.structures import RotatedBoxes
 from detectron2.utils.events import EventStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -31,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from retinanet_plugin import ModularRetinaNet
+from retinanet_plugin.execution.cpu_conv import context
 
 try:
     from detectron2.export import TracingAdapter
@@ -339,6 +341,31 @@ def test_compiled_from_outside(model):
         compiled = torch.compile(Network(model.eval()), backend="eager", fullgraph=True)
         for found, expected in zip(compiled(images), Network(model)(images)):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_dynamo_reads_the_whole_network(model, gains, monkeypatch):
+    monkeypatch.setattr(context, "PROCESSOR_GAINS", gains)
+    torch._dynamo.reset()
+    program = torch.export.export(Network(model.eval()), (torch.rand(1, 3, 64, 64),), strict=True)
+    convolutions = [node for node in program.graph.nodes if "conv2d" in str(node.target)]
+    assert len(convolutions) > 30
+
+
+def test_other_fields_of_instances_keep_their_types(model):
+    batch = make_batch(5)
+    for x in batch:
+        x["instances"].gt_rotated = RotatedBoxes(torch.rand(len(x["instances"]), 5))
+    assert type(model.ground_truth(batch)[0].gt_rotated) is RotatedBoxes
+
+
+def test_a_model_made_without_memory_starts_as_stock_does(pair):
+    model, stock = pair
+    with torch.device("meta"):
+        empty = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    empty.loss_normalizer.fill_(torch.nan)
+    empty.load_state_dict(stock.state_dict())
+    assert empty.loss_normalizer == 100
 
 
 def test_distributed_data_parallel(pair):

@@ -1,14 +1,14 @@
 """How backbone and head are run: precision, memory layout, algorithms of a CPU, compilation."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .cpu_conv import FastConvolutions, processor_gains
+from .cpu_conv import fast_convolutions
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,17 @@ class Execution:
         """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with ExitStack() as stack:
-            if self.bfloat16:  # else no autocast(enabled=False), which would end a caller's
-                stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
-            if self.compile:
-                stack.enter_context(_compiled(modules))
-            elif self.fast_cpu_conv and images.device.type == "cpu" and processor_gains():
-                is_training = any(module.training for module in modules)
-                is_inference = not is_training and not torch.is_grad_enabled()
-                stack.enter_context(FastConvolutions(fast_outputs=is_inference))
+        with self._precision(images.device.type), self._algorithms(images, modules):
             yield images
+
+    def _precision(self, device_type: str) -> AbstractContextManager:
+        # Not autocast(enabled=False), which would end the autocast of a caller.
+        return torch.autocast(device_type, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    def _algorithms(self, images: Tensor, modules: tuple[nn.Module, ...]) -> AbstractContextManager:
+        if self.compile:
+            return _compiled(modules)
+        return fast_convolutions(images, modules) if self.fast_cpu_conv else nullcontext()
 
 
 def _compiled(modules: tuple[nn.Module, ...]) -> AbstractContextManager:

@@ -26,6 +26,6 @@ def instances_to_device(instances: Instances, device: torch.device) -> Instances
 def _to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return tensor_to_device(value, device)
-    if isinstance(value, Boxes):  # whose `to` takes a device alone
+    if type(value) is Boxes:  # whose `to` takes a device alone
         return Boxes(tensor_to_device(value.tensor, device))
     return value.to(device) if hasattr(value, "to") else value

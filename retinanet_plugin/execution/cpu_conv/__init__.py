@@ -4,6 +4,6 @@
 ``tiles.py``, and ``pointwise.py``, are the algorithms.
 """
 
-from .context import FastConvolutions, processor_gains
+from .context import FastConvolutions, fast_convolutions
 
-__all__ = ["FastConvolutions", "processor_gains"]
+__all__ = ["FastConvolutions", "fast_convolutions"]

@@ -1,12 +1,13 @@
 """Which convolutions take an algorithm of this folder, and which stay PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import pointwise, winograd
@@ -16,14 +17,19 @@ from .plain import is_plain
 ALGORITHMS = (pointwise, winograd)
 
 
-def processor_gains() -> bool:
-    """Whether the algorithms are faster than PyTorch's convolutions on this processor.
+# Whether the algorithms are faster than PyTorch's convolutions on this processor. PyTorch's are
+# near the peak of processors with AVX-512, where nothing is left to gain (measured: 0.98 times the
+# speed of a backward pass); of those with AVX2 they are not (1.4 times). Others were not measured.
+PROCESSOR_GAINS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
-    PyTorch's are near the peak of processors with AVX-512, where nothing is left to gain (measured:
-    0.98 times the speed of a step); of those with AVX2 they are not (1.36 times). Others were not
-    measured.
-    """
-    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+def fast_convolutions(images: Tensor, modules: Iterable[nn.Module]) -> AbstractContextManager:
+    """The context in which ``modules`` run on ``images`` (N, 3, H, W): :class:`FastConvolutions`
+    where it pays, else none."""
+    if not (PROCESSOR_GAINS and is_plain(images)):
+        return nullcontext()
+    is_training = any(module.training for module in modules)
+    return FastConvolutions(fast_outputs=not is_training and not torch.is_grad_enabled())
 
 
 class FastConvolutions(TorchFunctionMode):
@@ -71,7 +77,7 @@ class FastConvolutions(TorchFunctionMode):
         operands = [x for x in (input, weight, bias) if x is not None]
         algorithm = None
         if groups == 1 and _pair(dilation) == (1, 1) and is_plain(*operands):
-            algorithm = algorithm_for(input, weight, *geometry)
+            algorithm = algorithm_for(input, weight, bias, *geometry)
         if algorithm is not None:
             if not torch.is_grad_enabled():
                 if self.fast_outputs:
@@ -81,10 +87,14 @@ class FastConvolutions(TorchFunctionMode):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
-def algorithm_for(input: Tensor, weight: Tensor, stride: Any, padding: Any) -> ModuleType | None:
-    """The module that convolves input (N, C, H, W) with weight (D, C, h, w) faster than PyTorch
-    does; None: PyTorch is faster, or input is a single image (C, H, W)."""
-    if input.dim() != 4:
+def algorithm_for(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any
+) -> ModuleType | None:
+    """The module that convolves input (N, C, H, W) with weight (D, C, h, w) and bias (D,) faster
+    than PyTorch does; None: PyTorch is faster, or has to say that the shapes do not fit."""
+    if input.dim() != 4 or weight.dim() != 4 or input.shape[1] != weight.shape[1]:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
         return None
     for algorithm in ALGORITHMS:
         if algorithm.is_faster(input, weight, stride, padding):
@@ -92,7 +102,8 @@ def algorithm_for(input: Tensor, weight: Tensor, stride: Any, padding: Any) -> M
     return None
 
 
-def _pair(value: Any) -> Any:
-    if isinstance(value, str):  # padding "same" or "valid"
-        return value
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: Any) -> tuple[int, ...] | None:
+    """Two Python numbers; None for other things, such as the padding "same"."""
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) if isinstance(value, (tuple, list)) else None

@@ -9,13 +9,13 @@ from ...eager import is_eager
 def is_plain(*tensors: Tensor) -> bool:
     """Whether tensors are ordinary float32 values in a CPU's memory, computed with as they are."""
     return (
-        all(
+        is_eager(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and all(
             x.dtype == torch.float32
             and x.device.type == "cpu"
             and x.layout == torch.strided
             and x.numel() > 0
             for x in tensors
         )
-        and not torch.is_autocast_enabled("cpu")
-        and is_eager(*tensors)
     )

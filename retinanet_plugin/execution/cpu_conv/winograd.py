@@ -31,7 +31,7 @@ MIN_CHANNELS, MIN_TILES = 96, 100
 def is_faster(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool:
     """Whether the functions below compute the convolution of x (N, C, H, W) by ``weight`` faster
     than PyTorch does where it has no AVX-512."""
-    if (*weight.shape[2:], *stride, *padding) != (3, 3, 1, 1, 1, 1):
+    if (weight.shape[2:], stride, padding) != ((3, 3), (1, 1), (1, 1)):
         return False
     n, _, height, width = x.shape
     tiles = n * -(-height // TILE) * -(-width // TILE)
@@ -136,7 +136,7 @@ def _add_correlation(total: Tensor, chunk: Chunk, patches: Tensor, x: Tensor) ->
 
 def _empty_tiles(tiling: Tiling, dtype: torch.dtype) -> Tensor:
     shape = tiling.num_images, tiling.out_channels, tiling.rows * TILE, tiling.columns * TILE
-    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 def _crop(x: Tensor, size: torch.Size, layout: torch.memory_format) -> Tensor:
