@@ -1,9 +1,26 @@
-"""How far this package's numbers are from Detectron2's, with the same weights and input."""
+"""How far this package's numbers are from Detectron2's, with the same weights and input.
 
+As a command: at trained weights, on the images of DATASETS.TEST and a batch of DATASETS.TRAIN.
+"""
+
+import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from models import OURS, STOCK, Subject, Workload
+
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.engine import one_sentence_errors
 
 
 def differences(workload: Workload) -> dict[str, float]:
@@ -19,19 +36,53 @@ def differences(workload: Workload) -> dict[str, float]:
     torch.nn.init.normal_(stock.model.head.cls_score.weight, std=0.02)
     torch.nn.init.constant_(stock.model.head.cls_score.bias, -2.0)
     ours.model.load_state_dict(stock.model.state_dict(), strict=False)
-    losses = [subject.loss() for subject in (ours, stock)]
-    for loss in losses:
-        loss.backward()
-    grads = [
-        {n: p.grad for n, p in subject.model.named_parameters() if p.grad is not None}
-        for subject in (ours, stock)
-    ]
     return {
-        "loss": abs(losses[0].item() / losses[1].item() - 1),
-        "gradient": max(
-            ((grads[0][name] - grad).norm() / grad.norm()).item() for name, grad in grads[1].items()
-        ),
+        **_training((ours.model, stock.model), (ours.loss(), stock.loss())),
         **_detections(ours.infer(), stock.infer()),
+    }
+
+
+def differences_when_trained(config_file: str, opts: list[str]) -> dict[str, float]:
+    """The same as :func:`differences` at the weights of ``MODEL.WEIGHTS``, for the first batch of
+    ``DATASETS.TRAIN`` and all images of ``DATASETS.TEST``."""
+    cfg = load_config(config_file, opts)
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+    stock_cfg = cfg.clone()
+    stock_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    models = [build_model(each) for each in (cfg, stock_cfg)]
+    for model in models:
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+
+    mapper = DatasetMapper(cfg, is_train=True)
+    images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)[: cfg.SOLVER.IMS_PER_BATCH]
+    batch = [mapper(image) for image in images]
+    for model in models:
+        model.loss_normalizer = torch.tensor(100.0, device=model.device)
+    with EventStorage():
+        losses = [sum(model.train()(batch).values()) for model in models]
+    result = _training(models, losses)
+
+    found, expected = [], []
+    with torch.no_grad():
+        for batch in build_detection_test_loader(cfg, cfg.DATASETS.TEST[0]):
+            found += models[0].eval()(batch)
+            expected += models[1].eval()(batch)
+    return {**result, **_detections(found, expected)}
+
+
+def _training(models: Iterable[Any], losses: Iterable[Any]) -> dict[str, float]:
+    values, grads = [], []
+    for model, loss in zip(models, losses):
+        loss.backward()
+        values.append(loss.item())
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    return {
+        "loss": abs(values[0] / values[1] - 1),
+        "gradient": max(
+            ((grads[0][name] - grad).norm() / grad.norm()).item()
+            for name, grad in grads[1].items()
+            if grad.norm() > 1e-6  # else rounding alone, such as a bias before a norm
+        ),
     }
 
 
@@ -52,3 +103,19 @@ def _detections(found: list[Any], expected: list[Any]) -> dict[str, float]:
             nearest = difference.masked_fill(~is_counterpart, torch.inf).amin(1)[has_one]
             result[name] = max([result[name], *nearest.tolist()])
     return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--opts", nargs="...", default=[], metavar="KEY VALUE",
+        help="config options, MODEL.WEIGHTS among them; write them last",
+    )  # fmt: skip
+    args = parser.parse_args()
+    with one_sentence_errors():
+        print(differences_when_trained(args.config_file, args.opts))
+
+
+if __name__ == "__main__":
+    main()
