@@ -6,6 +6,7 @@ benchmark.json and benchmark.md.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -43,7 +44,7 @@ def main() -> None:
         args.classes,
     )  # fmt: skip
     results: dict[str, Any] = {"machine": machine.describe(workload), "workload": asdict(workload)}
-    results["rates"] = rates(workload)
+    results["rates"] = rates(workload, args.precision)
     names = subjects(args, results["rates"])
     print("\n".join(header(results, names)), flush=True)
     results["rows"] = []
@@ -51,7 +52,7 @@ def main() -> None:
         results["rows"].append(row)
         print(markdown_row(row, names), flush=True)
     # A machine that was busy at first may be faster by now.
-    for dtype, after in rates(workload).items():
+    for dtype, after in rates(workload, list(results["rates"])).items():
         before = results["rates"][dtype]
         results["rates"][dtype] = {what: max(before[what], rate) for what, rate in after.items()}
     results["host"] = host_time(workload)
@@ -91,15 +92,20 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def rates(workload: Workload) -> dict[str, dict[str, float]]:
-    """Of both types, what :func:`machine.rates` says."""
-    return {t: machine.rates(workload, getattr(torch, t)) for t in ("float32", "bfloat16")}
+def rates(workload: Workload, precisions: list[str] | None) -> dict[str, dict[str, float]]:
+    """Of the types ``precisions``, what :func:`machine.rates` says; None: of those worth it."""
+    if precisions is None:
+        precisions = ["float32"]
+        if machine.small_convolution_is_faster(workload.device, torch.bfloat16):
+            precisions.append("bfloat16")
+    types = dict.fromkeys(["float32", *precisions])
+    return {t: machine.rates(workload, getattr(torch, t)) for t in types}
 
 
 def subjects(args: argparse.Namespace, rates_of: dict[str, dict[str, float]]) -> list[str]:
     seconds = {dtype: machine.convolution_seconds(rates) for dtype, rates in rates_of.items()}
     precisions = args.precision or ["float32"]
-    if not args.precision and seconds["bfloat16"] < seconds["float32"]:
+    if not args.precision and seconds.get("bfloat16", math.inf) < seconds["float32"]:
         precisions.append("bfloat16")
     names = []
     for precision in precisions:

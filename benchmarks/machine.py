@@ -83,6 +83,18 @@ def rates(workload: Workload, dtype: torch.dtype, channels: int = 256) -> dict[s
         }  # fmt: skip
 
 
+def small_convolution_is_faster(device: str, dtype: torch.dtype) -> bool:
+    """Than in float32. Without units for ``dtype``, a large one would take a processor minutes."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        x = torch.randn(1, 64, 16, 16, device=device, dtype=dtype)
+        weight = torch.randn(64, 64, 3, 3, device=device, dtype=dtype)
+        with torch.no_grad():
+            return best_time(lambda: F.conv2d(x, weight, padding=1), device)
+
+    return seconds(dtype) < seconds(torch.float32)
+
+
 def best_time(function: Callable[[], Any], device: str) -> float:
     """Seconds of the fastest of many calls, after a warm-up."""
     _repeat(function, device, WARM_UP_S)

@@ -170,11 +170,7 @@ class ModularRetinaNet(nn.Module):
                 self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
             gt_instances = self.ground_truth(batched_inputs)
             targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
-            log_scalar(
-                "num_pos_anchors",
-                lambda: self._is_foreground(targets.gt_labels).sum() / len(batched_inputs),
-                self.device,
-            )
+            self._log_foreground(targets.gt_labels)
             return self.losses(
                 anchors,
                 pred_logits,
@@ -208,6 +204,7 @@ class ModularRetinaNet(nn.Module):
         check_gt_classes(gt_instances, self.num_classes, names)
         return [instances_to_device(instances, self.device) for instances in gt_instances]
 
+    @torch.no_grad()
     def match(
         self,
         anchors: list[Boxes],
@@ -226,11 +223,12 @@ class ModularRetinaNet(nn.Module):
         """
         if not getattr(self.matcher, "needs_predictions", False):
             return Targets(*self.label_anchors(anchors, gt_instances))
-        predictions = [
+        predictions = (
             [level.detach() for level in levels] for levels in (pred_logits, pred_anchor_deltas)
-        ]
+        )
         return Targets(*self.matcher(anchors, gt_instances, *predictions))
 
+    @torch.no_grad()
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[Tensor, Tensor]:
@@ -310,6 +308,13 @@ class ModularRetinaNet(nn.Module):
         detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
         # Stock's method reads nothing of a model but its input_format.
         RetinaNet.visualize_training(self, batched_inputs, detections)
+
+    def _log_foreground(self, gt_labels: Tensor) -> None:
+        log_scalar(
+            "num_pos_anchors",
+            lambda: self._is_foreground(gt_labels).sum() / len(gt_labels),
+            gt_labels.device,
+        )
 
     def _is_foreground(self, gt_labels: Tensor) -> Tensor:
         return (gt_labels >= 0) & (gt_labels < self.num_classes)

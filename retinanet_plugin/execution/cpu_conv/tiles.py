@@ -29,26 +29,24 @@ class Tiling:
         self.num_images, self.channels, height, width = x.shape
         self.out_channels = out_channels
         self.rows, self.columns = -(-height // TILE), -(-width // TILE)
-        tiles = CHUNK_SIZE // (PATCH**2 * (self.channels + out_channels))
-        self.images_a_chunk = min(self.num_images, max(1, tiles // (self.rows * self.columns)))
-        self.rows_a_chunk = min(self.rows, max(1, tiles // self.columns))
-        tiles = self.images_a_chunk * self.rows_a_chunk * self.columns
+        tiles_that_fit = CHUNK_SIZE // (PATCH**2 * (self.channels + out_channels))
+        self.images_a_chunk = min(
+            self.num_images, max(1, tiles_that_fit // (self.rows * self.columns))
+        )
+        self.rows_a_chunk = min(self.rows, max(1, tiles_that_fit // self.columns))
+        tiles_a_chunk = self.images_a_chunk * self.rows_a_chunk * self.columns
         padded_pixels = (self.rows_a_chunk * TILE + 2) * (self.columns * TILE + 2)
         weight_shape = PATCH**2, self.channels, out_channels
-        self.weight, self.grad_weight, self.padded, self.values, self.transformed, self.product = (
-            _workspace(
-                math.prod(weight_shape),
-                math.prod(weight_shape),
-                self.images_a_chunk * padded_pixels * self.channels,
-                tiles * max(PATCH**2 * self.channels, TILE**2 * out_channels),
-                tiles * PATCH**2 * self.channels,
-                tiles * PATCH**2 * out_channels,
-                dtype=x.dtype,
-            )
+        weight, grad_weight, self.padded, self.values, self.transformed, self.product = _workspace(
+            math.prod(weight_shape),
+            math.prod(weight_shape),
+            self.images_a_chunk * padded_pixels * self.channels,
+            tiles_a_chunk * max(PATCH**2 * self.channels, TILE**2 * out_channels),
+            tiles_a_chunk * PATCH**2 * self.channels,
+            tiles_a_chunk * PATCH**2 * out_channels,
+            dtype=x.dtype,
         )
-        self.weight, self.grad_weight = (
-            memory.view(weight_shape) for memory in (self.weight, self.grad_weight)
-        )
+        self.weight, self.grad_weight = weight.view(weight_shape), grad_weight.view(weight_shape)
 
     def __iter__(self) -> Iterator["Chunk"]:
         for image in range(0, self.num_images, self.images_a_chunk):
