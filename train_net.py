@@ -6,8 +6,12 @@ python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.y
 """
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+# Of Detectron2's and PyTorch's old names, which nobody who trains can mend.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated|torch.meshgrid")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_setup, launch

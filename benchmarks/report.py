@@ -62,8 +62,8 @@ def _rate(dtype: str, rates: dict[str, float]) -> str:
 def _bfloat16(results: dict[str, Any]) -> str:
     if "bfloat16" not in results["rates"]:
         return (
-            "bfloat16 was left out: --precision did not ask for it, or a small convolution is slower "
-            "in it than in float32."
+            "bfloat16 was left out: --precision did not ask for it, or a small convolution is "
+            "slower in it than in float32."
         )
     seconds = {t: convolution_seconds(rates) for t, rates in results["rates"].items()}
     is_measured = any(name.endswith(BFLOAT16) for name in results["rows"][0]["seconds"])

@@ -6,6 +6,8 @@ Reuse from another Detectron2 project::
     add_retinanet_config(cfg)  # then: cfg.MODEL.META_ARCHITECTURE = "ModularRetinaNet"
 """
 
+import warnings
+
 try:
     import detectron2  # noqa: F401
 except ImportError as error:
@@ -21,13 +23,23 @@ if not hasattr(torch, "get_autocast_dtype"):
         f"retinanet_plugin needs PyTorch 2.4 or newer, and this is {torch.__version__}: update it"
     )
 
-from .backbone import build_fpn_p3p7_backbone
-from .config import add_retinanet_config
-from .errors import UserError
-from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
-from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, FocalLoss, SigmoidLoss, sigmoid_focal_loss
-from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
-from .meta_arch import ModularRetinaNet
+with warnings.catch_warnings():
+    # Of Detectron2 and fvcore, while they are imported: nobody here can mend it.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+
+    from .backbone import build_fpn_p3p7_backbone
+    from .config import add_retinanet_config
+    from .errors import UserError
+    from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
+    from .losses import (
+        BOX_LOSS_REGISTRY,
+        CLS_LOSS_REGISTRY,
+        FocalLoss,
+        SigmoidLoss,
+        sigmoid_focal_loss,
+    )
+    from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
+    from .meta_arch import ModularRetinaNet
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,7 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -12,6 +13,12 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .errors import UserError
+
+# What yacs says of a value of another type than the default: type, default, value, key.
+_TYPE_MISMATCH = (
+    r"Type mismatch \(<class '(\w+)'> vs. <class '\w+'>\) with values \((.*) vs. (.*)\) for config "
+    r"key: (\S+)"
+)
 
 
 def add_retinanet_config(cfg: CfgNode) -> None:
@@ -191,6 +198,11 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
     except (ValueError, AssertionError, AttributeError, TypeError) as error:
         if str(error).startswith("Non-existent key: "):  # in a list, yacs asserts
             raise _unknown_key(str(error), known, source) from error
+        mismatch = re.search(_TYPE_MISMATCH, str(error))
+        if mismatch:
+            raise UserError(
+                "{3} is {2} in {4}: write a {0} such as {1}".format(*mismatch.groups(), source)
+            ) from error
         raise UserError(f"{source}: {' '.join(str(error).split())}") from error
 
 

@@ -46,6 +46,14 @@ def test_unknown_key_in_a_file(error_of, tmp_path):
     assert "MODEL.RETINANET" in message.split("nearest known key is ")[1]
 
 
+def test_a_value_of_another_type(error_of):
+    message = error_of("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2")
+    assert message == (
+        "error: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2 in the options of the command line: write a "
+        "float such as 0.5"
+    )
+
+
 def test_file_that_is_no_yaml(error_of, tmp_path):
     config = tmp_path / "broken.yaml"
     config.write_text("MODEL: [")

@@ -17,6 +17,12 @@ from ..data.checks import check_datasets
 from ..errors import UserError, registered
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 
+# Frozen layers of random weights learn nothing, and such a training soon ends in NaN.
+_FROM_RANDOM_WEIGHTS = (
+    "train from random weights with MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 "
+    "MODEL.RESNETS.NORM BN"
+)
+
 
 def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Find what would fail, or train something else than meant, before any long work starts.
@@ -88,12 +94,12 @@ def check_weights(path: str, required: bool = False) -> None:
     except OSError as error:
         raise UserError(
             f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
-            "MODEL.WEIGHTS to its path, or to '' to start from random weights"
+            f"MODEL.WEIGHTS to its path, or {_FROM_RANDOM_WEIGHTS}"
         ) from error
     if not found:
         raise UserError(
-            f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or set it to '' to "
-            "start from random weights"
+            f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or "
+            f"{_FROM_RANDOM_WEIGHTS}"
         )
 
 
