@@ -27,7 +27,7 @@ from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
-from .matching import MATCHER_REGISTRY, Targets, check_gt_classes
+from .matching import MATCHER_REGISTRY, Targets, check_gt_classes, read_ground_truth
 
 # Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
 FIRST_LOSS_NORMALIZER = 100.0
@@ -192,16 +192,7 @@ class ModularRetinaNet(nn.Module):
 
     def ground_truth(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """The ``instances`` of training inputs, on the model's device; see :meth:`forward`."""
-        names = []
-        for i, x in enumerate(batched_inputs):
-            names.append(x.get("file_name") or f"image {i} of the batch")
-            if "instances" not in x:
-                raise ValueError(
-                    f"the training input {names[-1]} has no 'instances': use a mapper with "
-                    "is_train=True"
-                )
-        gt_instances = [x["instances"] for x in batched_inputs]
-        check_gt_classes(gt_instances, self.num_classes, names)
+        gt_instances = read_ground_truth(batched_inputs, self.num_classes)
         return [instances_to_device(instances, self.device) for instances in gt_instances]
 
     @torch.no_grad()

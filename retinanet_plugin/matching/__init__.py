@@ -6,7 +6,7 @@ from ``iou_search.py``, or from ``iou_matrix.py`` where shapes have to be fixed.
 """
 
 from .atss_matcher import ATSSMatcher
-from .ground_truth import check_gt_classes, padded_truth
+from .ground_truth import check_gt_classes, padded_truth, read_ground_truth
 from .iou_matcher import IoUMatcher
 from .registry import MATCHER_REGISTRY
 from .targets import Targets
@@ -18,4 +18,5 @@ __all__ = [
     "Targets",
     "check_gt_classes",
     "padded_truth",
+    "read_ground_truth",
 ]

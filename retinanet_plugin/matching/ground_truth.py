@@ -1,5 +1,7 @@
 """Ground truth of a batch: checked, in one piece, or padded to one of few shapes."""
 
+from typing import Any
+
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -17,6 +19,26 @@ def values_at_hand(tensor: Tensor) -> bool:
     # Fake tensors are of a subclass; those that torch.vmap maps over stand for many.
     plain = type(tensor) is Tensor and not torch._C._functorch.is_batchedtensor(tensor)
     return plain and tensor.device.type == "cpu" and not recorded
+
+
+def read_ground_truth(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[Instances]:
+    """The ``instances`` of training inputs, checked while they are where the mapper made them.
+
+    Raises:
+        UserError: see :func:`check_gt_classes`; the image is named by its ``file_name``.
+        ValueError: an image has no ``instances``.
+    """
+    names = []
+    for i, x in enumerate(batched_inputs):
+        names.append(x.get("file_name") or f"image {i} of the batch")
+        if "instances" not in x:
+            raise ValueError(
+                f"the training input {names[-1]} has no 'instances': use a mapper with "
+                "is_train=True"
+            )
+    gt_instances = [x["instances"] for x in batched_inputs]
+    check_gt_classes(gt_instances, num_classes, names)
+    return gt_instances
 
 
 def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: list[str]) -> None:
