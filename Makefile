@@ -73,7 +73,7 @@ $(VENV_06)/.ready: $(VENV)/.ready requirements-0.6.txt requirements-detectron2-0
 # Detectron2 and PyTorch warn of each other's old names, which is nothing for a newcomer.
 demo: export PYTHONWARNINGS = ignore
 demo: setup $(DIGITS)/annotations/val.json
-	@echo "Training on the digits takes about 4 minutes on 2 cores; 'eta' below is the time left."
+	@echo "Training on the digits takes 2 to 4 minutes on 2 cores; 'eta' below is the time left."
 	$(BIN)/python train_net.py --config-file $(DIGITS_CONFIG)
 	$(BIN)/python -m retinanet_plugin visualize --config-file $(DIGITS_CONFIG)
 
