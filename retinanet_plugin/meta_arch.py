@@ -236,8 +236,7 @@ class ModularRetinaNet(nn.Module):
         Raises:
             UserError: a ground-truth class is not one of 0..K-1.
         """
-        names = [f"image {i} of the batch" for i in range(len(gt_instances))]
-        check_gt_classes(gt_instances, self.num_classes, names)
+        check_gt_classes(gt_instances, self.num_classes)
         targets = Targets(*self.matcher(anchors, gt_instances))
         return targets.gt_labels, targets.matched_gt_boxes
 

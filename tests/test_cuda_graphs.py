@@ -321,6 +321,14 @@ def recorded_graphs(monkeypatch):
     monkeypatch.setattr("torch.cuda.graphs.graph_pool_handle", nothing)
 
 
+def step(optimizers, losses):
+    """A step of each optimizer with the losses of its model."""
+    for optimizer, found in zip(optimizers, losses):
+        optimizer.zero_grad(set_to_none=True)
+        sum(found.values()).backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("norm", ["", "BN"])
 @pytest.mark.usefixtures("recorded_graphs")
 def test_replays_train_as_the_model_does(small_cfg, norm):
@@ -333,10 +341,7 @@ def test_replays_train_as_the_model_does(small_cfg, norm):
     for num_boxes in [(3, 5), (8, 1), (0, 0), (1, 1)]:
         batch = make_batch(5, num_boxes, sizes=[(64, 64)] * 2)
         losses, expected = graphs(batch), eager(batch)
-        for optimizer, found in zip(optimizers, (losses, expected)):
-            optimizer.zero_grad(set_to_none=True)
-            sum(found.values()).backward()
-            optimizer.step()
+        step(optimizers, (losses, expected))
         for name in expected:
             torch.testing.assert_close(losses[name], expected[name], rtol=1e-4, atol=1e-6)
         history.append((losses["loss_cls"], losses["loss_cls"].item()))
@@ -414,9 +419,6 @@ def test_captured_graphs_train_as_the_model_does(small_cfg):
     for num_boxes in [(3, 5), (8, 1), (0, 0)]:
         batch = make_batch(5, num_boxes, sizes=[(64, 64)] * 2)
         losses, expected = graphs(batch), eager(batch)
-        for optimizer, found in zip(optimizers, (losses, expected)):
-            optimizer.zero_grad(set_to_none=True)
-            sum(found.values()).backward()
-            optimizer.step()
+        step(optimizers, (losses, expected))
         for name in expected:
             torch.testing.assert_close(losses[name], expected[name], rtol=1e-3, atol=1e-5)

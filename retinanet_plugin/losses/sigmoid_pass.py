@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..subnormal import flush_tiny_
+
 # From errors -x_t, of any shape, to phi of them and its derivative.
 LossAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -18,9 +20,6 @@ _CHUNK_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
 # model (p^2 and less) would underflow in float16; a power of two keeps them exact. It leaves room
 # for slopes up to 60; those of cross entropy and the focal losses stay below 3.
 _FLOAT16_SCALE = 2.0**10
-# How far above the smallest normal number a gradient has to be, so that its products with weights
-# in the rest of the network are normal as well.
-_ROOM = 2.0**26
 # Losses are summed in rows of this length, which no number of threads changes.
 _SUM_LENGTH = 4096
 # Of the losses of a chunk: more than this, or not a number, may hide what is not finite.
@@ -144,7 +143,7 @@ def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
         # A vector of one value, unlike a scalar, takes the product to its type.
         torch.mul(chunk, factor.view(1), out=chunk)
         if grad.is_cpu and grad.dtype != torch.float16:  # whose smallest numbers all count
-            torch.hardshrink(chunk, torch.finfo(grad.dtype).tiny * _ROOM, out=chunk)
+            flush_tiny_(chunk)
     return grad
 
 

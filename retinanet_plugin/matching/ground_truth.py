@@ -28,32 +28,33 @@ def read_ground_truth(batched_inputs: list[dict[str, Any]], num_classes: int) ->
         UserError: see :func:`check_gt_classes`; the image is named by its ``file_name``.
         ValueError: an image has no ``instances``.
     """
-    names = []
-    for i, x in enumerate(batched_inputs):
-        names.append(x.get("file_name") or f"image {i} of the batch")
+    names = [x.get("file_name") or _name(i) for i, x in enumerate(batched_inputs)]
+    for name, x in zip(names, batched_inputs):
         if "instances" not in x:
             raise ValueError(
-                f"the training input {names[-1]} has no 'instances': use a mapper with "
-                "is_train=True"
+                f"the training input {name} has no 'instances': use a mapper with is_train=True"
             )
     gt_instances = [x["instances"] for x in batched_inputs]
     check_gt_classes(gt_instances, num_classes, names)
     return gt_instances
 
 
-def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: list[str]) -> None:
+def check_gt_classes(
+    gt_instances: list[Instances], num_classes: int, names: list[str] | None = None
+) -> None:
     """Refuse classes that the model does not have; stock fails far from the cause of it.
 
     Args:
         gt_instances: N images with ``gt_classes``.
         num_classes: K.
-        names: of the N images, for the message: a file name, or "image 3 of the batch".
+        names: of the N images, for the message; None: "image 3 of the batch" and so on.
 
     Raises:
         UserError: a class is outside 0..K-1, in a tensor on the CPU. On CUDA the kernel that
             checks stops the program later on, with a message that has no class in it, so that
             nothing waits: check before the copy to the device where that is possible.
     """
+    names = names or [_name(i) for i in range(len(gt_instances))]
     limits = f"MODEL.RETINANET.NUM_CLASSES is {num_classes} (classes 0 to {num_classes - 1})"
     remedy = "correct the annotation or set NUM_CLASSES to the number of classes of the data set"
     elsewhere = []
@@ -74,6 +75,10 @@ def check_gt_classes(gt_instances: list[Instances], num_classes: int, names: lis
         )
 
 
+def _name(image: int) -> str:
+    return f"image {image} of the batch"
+
+
 def check_devices(anchors: list[Boxes], gt_instances: list[Instances]) -> None:
     """Refuse ground truth that is not where the anchors are."""
     device = anchors[0].device
@@ -81,7 +86,7 @@ def check_devices(anchors: list[Boxes], gt_instances: list[Instances]) -> None:
         for field in ("gt_boxes", "gt_classes"):
             if (found := instances.get(field).device) != device:
                 raise UserError(
-                    f"{field} of image {image} of the batch is on {found} but the anchors are on "
+                    f"{field} of {_name(image)} is on {found} but the anchors are on "
                     f"{device}: give instances.to({str(device)!r})"
                 )
 

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...subnormal import flush_tiny_
+
 TILE, PATCH = 4, 6  # outputs and inputs a side
 # Values of the patches and products of a chunk, which should stay in the cache.
 CHUNK_SIZE = 1 << 22
 # Bytes; matrix products take a tenth longer from memory that does not begin at such a border.
 CACHE_LINE = 64
-# Gradients below this are taken for zero. Their products with weights would be denormal, below
-# float32's normal range (2^-126), and processors compute with those many times slower.
-TINY = 2.0**-100
 
 
 class Tiling:
@@ -103,7 +102,7 @@ class Chunk:
         inside = padded[:, first - top : last - top, 1 : width + 1]
         inside.copy_(x[self.images, :, first:last].permute(0, 2, 3, 1))
         if is_gradient:
-            torch.ops.aten.hardshrink.out(padded, TINY, out=padded)
+            flush_tiny_(padded)
         return padded
 
 

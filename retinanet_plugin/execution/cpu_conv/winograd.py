@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .tiles import PATCH, TILE, TINY, Chunk, Tiling
+from ...subnormal import flush_tiny_
+from .tiles import PATCH, TILE, Chunk, Tiling
 
 # Where the algorithm evaluates its polynomials, beside infinity. These keep rounding within about
 # twice that of PyTorch's convolution; the paper's 0, 1, -1, 2, -2 make it three times (for the
@@ -120,7 +121,7 @@ def _multiply(
         product[ONES] += bias
     tiles = torch.mm(from_output, product.flatten(1), out=chunk.tiles)
     if is_gradient:  # the algorithms behind it compute with it as fast as with zero
-        torch.ops.aten.hardshrink.out(tiles, TINY, out=tiles)
+        flush_tiny_(tiles)
     view = chunk.tiles_of(out.permute(0, 2, 3, 1))
     view.copy_(tiles.view(view.shape))
 
