@@ -29,5 +29,7 @@ setup(
     extras_require={
         # python -m retinanet_plugin digits
         "digits": ["opencv-python-headless", "scikit-learn", "pillow"],
+        # weights in *.safetensors
+        "safetensors": ["safetensors"],
     },
 )

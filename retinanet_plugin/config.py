@@ -61,6 +61,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # themselves in inference, take algorithms that are faster than PyTorch's there; losses stay the
     # same, the rest differs by rounding.
     retinanet.FAST_CPU_CONV = True
+    # An anchor of which crowds and ignored boxes (`iscrowd`, `ignore`) cover at least this share is
+    # neither foreground nor background; 0: such boxes are dropped, as Detectron2 does.
+    retinanet.IGNORE_IOA_THRESH = 0.5
     # On CUDA, the focal loss and cross entropies are one Triton kernel.
     retinanet.TRITON_LOSS = True
     # Backbone and head go through torch.compile (PyTorch 2.0); this changes more than rounding.
@@ -75,6 +78,15 @@ def add_retinanet_config(cfg: CfgNode) -> None:
 
     # Data sets in COCO's format to register: a list of (name, annotation file, image folder).
     cfg.DATASETS.COCO_JSON = []
+    # An image that cannot be read is left out, counted and named, instead of ending the training.
+    cfg.DATASETS.SKIP_BAD_IMAGES = False
+
+    # Most periodic checkpoints that are kept, the newest; 0: all.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
+    # After each evaluation during training: the losses on DATASETS.TEST.
+    cfg.TEST.VAL_LOSS = True
+    # Training ends after so many evaluations in a row without a better AP; 0: never.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

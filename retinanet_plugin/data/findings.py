@@ -1,0 +1,64 @@
+"""What is wrong in the data, or probably not meant: counted by kind, each with an example."""
+
+from dataclasses import dataclass, field
+
+from ..errors import UserError
+
+
+@dataclass
+class Finding:
+    """One kind of mistake in one source."""
+
+    source: str  # what it is in: "the annotation file val.json of my_val"
+    example: str  # the first of its kind, a clause: "annotation 106 (a.jpg) has bbox [1, 2]"
+    remedy: str  # what to do, without a capital letter and a full stop
+    count: int = 1
+
+    def __str__(self) -> str:
+        more = f" ({self.count - 1:,} more like it)" if self.count > 1 else ""
+        return f"{self.source}: {self.example}{more}: {self.remedy}"
+
+
+@dataclass
+class Findings:
+    """Errors, which must be mended before training, and warnings; in the order of their finding."""
+
+    errors: dict[tuple[str, str], Finding] = field(default_factory=dict)
+    warnings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+
+    def error(self, kind: str, source: str, example: str, remedy: str) -> None:
+        """Count an error; ``example`` and ``remedy`` of the first of its kind in ``source`` stay.
+
+        Args:
+            kind: what makes two errors the same, such as "bbox": never shown.
+            source, example, remedy: see :class:`Finding`.
+        """
+        _count(self.errors, kind, source, example, remedy)
+
+    def warn(self, kind: str, source: str, example: str, remedy: str) -> None:
+        """Count a warning, as :meth:`error` does."""
+        _count(self.warnings, kind, source, example, remedy)
+
+    def raise_errors(self) -> None:
+        """
+        Raises:
+            UserError: the first error, and how many other kinds there are.
+        """
+        if not self.errors:
+            return
+        first, *others = self.errors.values()
+        more = (
+            f" ({len(others)} more kinds of mistakes: python -m retinanet_plugin doctor lists them)"
+            if others
+            else ""
+        )
+        raise UserError(f"{first}{more}")
+
+
+def _count(
+    found: dict[tuple[str, str], Finding], kind: str, source: str, example: str, remedy: str
+) -> None:
+    if (kind, source) in found:
+        found[kind, source].count += 1
+    else:
+        found[kind, source] = Finding(source, example, remedy)
