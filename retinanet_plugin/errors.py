@@ -12,6 +12,12 @@ class UserError(ValueError):
     with status 1; code that imports this package catches it as a :class:`ValueError`.
     """
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises what a worker raised anew, with the worker's traceback as the message.
+        if message.startswith("Caught UserError in "):
+            message = message.rpartition("UserError: ")[2].strip()
+        super().__init__(message)
+
 
 def registered(registry: Registry, name: str, key: str) -> Any:
     """The object that ``registry`` holds as ``name``, the value of the config key ``key``.
