@@ -1,16 +1,28 @@
 """Detectron2's DefaultTrainer with evaluators, alpha from class counts, and CUDA graphs."""
 
+import logging
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.utils import comm
+from torch import nn
 
 from ..compat import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
+from .validation import DetectionCounter, validation_losses
+from .watch import EarlyStop, EvaluationHook, log_watched
+
+logger = logging.getLogger("detectron2.trainer")
 
 
 class Trainer(DefaultTrainer):
@@ -32,6 +44,47 @@ class Trainer(DefaultTrainer):
             # The optimizer and the checkpointer have the bare model and keep it, so checkpoints
             # are the same with graphs and without.
             self._trainer.model = CudaGraphs(self._trainer.model)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, with evaluations that are watched: :class:`EvaluationHook`."""
+        evaluation = EvaluationHook(
+            self.cfg.TEST.EVAL_PERIOD,
+            self._evaluate,
+            patience=self.cfg.TEST.EARLY_STOP_PATIENCE,
+        )
+        hooks = super().build_hooks()
+        return [evaluation if isinstance(hook, EvalHook) else hook for hook in hooks]
+
+    def train(self) -> Any:
+        """Detectron2's training, which an early stop ends with ``model_final`` as well."""
+        try:
+            return super().train()
+        except EarlyStop as stop:
+            self.checkpointer.save("model_final", iteration=self.iter)
+            logger.info(f"The training ends early, after iteration {self.iter}: {stop}")
+        return getattr(self, "_last_eval_results", None)
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        if self.cfg.TEST.VAL_LOSS:
+            for name in self.cfg.DATASETS.TEST:
+                losses = validation_losses(self.cfg, self.checkpointer.model, name)
+                log_watched(self.cfg, name, losses)
+        return self._last_eval_results
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Detectron2's evaluation; then a line for each data set says what there was to count."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        counters = [DetectionCounter() for _ in evaluators]
+        pairs = [DatasetEvaluators(pair) for pair in zip(evaluators, counters)]
+        results = super().test(cfg, model, pairs)
+        for name, counter in zip(cfg.DATASETS.TEST, counters):
+            log_watched(cfg, name, counter.scalars())
+        return results
 
     @classmethod
     def build_evaluator(

@@ -1,0 +1,108 @@
+"""What is watched on the test sets beside AP: how many detections there are, and the losses."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..data.mapper import RetinaNetMapper
+
+# One in which the models log the number of foreground anchors on a GPU too.
+_LOGGED_ITERATION = 19
+
+
+class DetectionCounter(DatasetEvaluator):
+    """Counts detections and finds the top score; it adds nothing to the results."""
+
+    def reset(self) -> None:
+        self.num_images, self.num_detections, self.top_score = 0, 0, 0.0
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for output in outputs:
+            scores = output["instances"].scores
+            self.num_images += 1
+            self.num_detections += len(scores)
+            if len(scores):
+                self.top_score = max(self.top_score, float(scores.max()))
+
+    def evaluate(self) -> None:
+        """Sum up over the processes."""
+        found = comm.all_gather((self.num_images, self.num_detections, self.top_score))
+        images, detections, top_scores = zip(*found)
+        self.num_images, self.num_detections = sum(images), sum(detections)
+        self.top_score = max(top_scores)
+
+    def scalars(self) -> dict[str, float]:
+        return {"num_detections": self.num_detections, "top_score": self.top_score}
+
+
+@torch.no_grad()
+def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict[str, float]:
+    """The losses of training on a test set, at its size and without augmentation.
+
+    Batch norms use the statistics that they have gathered, as in inference. What a RetinaNet
+    divides its losses by, a moving average over training batches, is here the number of foreground
+    anchors of the whole set, so that the losses compare with those of training.
+
+    Args:
+        model: the bare model. It is left as it was: modes, buffers, moving average.
+        dataset_name: a registered data set that has annotations.
+
+    Returns:
+        by ``val_`` and the names of the losses in training, of all processes together; for a model
+        without ``loss_normalizer``, the mean over its batches. Nothing without annotations.
+    """
+    records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+    if not any(record.get("annotations") for record in records):
+        return {}
+    mapper = RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
+    loader = build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    sums: Counter[str] = Counter()
+    num_foreground = 0.0
+    with _losses_in_inference(model), EventStorage(_LOGGED_ITERATION) as storage:
+        for inputs in loader:
+            losses = model(inputs)
+            normalizer = float(getattr(model, "loss_normalizer", 1.0))
+            sums.update({name: float(loss) * normalizer for name, loss in losses.items()})
+            if hasattr(model, "loss_normalizer"):
+                num_foreground += storage.latest()["num_pos_anchors"][0] * len(inputs)
+            else:
+                num_foreground += 1
+    found = comm.all_gather((sums, num_foreground))
+    total = max(1.0, sum(count for _, count in found))
+    means = {
+        f"val_{name}": sum(losses[name] for losses, _ in found) / total
+        for name in {name: None for losses, _ in found for name in losses}
+    }
+    return {"val_total_loss": sum(means.values()), **means}
+
+
+@contextmanager
+def _losses_in_inference(model: nn.Module) -> Iterator[None]:
+    """``model`` returns losses, while its parts are in evaluation; afterwards it is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    own_average = vars(model).get("loss_normalizer")  # of Detectron2's RetinaNet, a number
+    model.eval()
+    model.training = True
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        vars(model).pop("loss_normalizer", None)
+        if own_average is not None:
+            model.loss_normalizer = own_average

@@ -1,0 +1,160 @@
+"""When a training is evaluated, what is said of it, and when it ends early."""
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+logger = logging.getLogger("detectron2.watch")
+
+
+class EarlyStop(BaseException):
+    """Ends a training from a hook: nothing failed, so Detectron2 is not to log an exception."""
+
+
+class EvaluationHook(EvalHook):
+    """Detectron2's ``EvalHook`` that remembers, in checkpoints, what the evaluations found.
+
+    Checkpoints are written before the evaluation of their iteration. A run that is resumed from one
+    does that evaluation first, so that it decides as an uninterrupted one would have.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        eval_function: Callable[[], dict[str, Any]],
+        *,
+        patience: int = 0,
+        on_better: Callable[[float], None] = lambda ap: None,
+    ) -> None:
+        """
+        Args:
+            eval_period: iterations between evaluations; 0: only after the last one.
+            eval_function: returns a nested dict of metrics, on the first process at least, as
+                ``Trainer.test`` does.
+            patience: evaluations in a row without a better AP after which the training ends;
+                0: it does not. It is ended by :class:`EarlyStop`.
+            on_better: called with an AP of the first test set that is better than all before.
+        """
+
+        def evaluate() -> dict[str, Any]:
+            self._results = eval_function()
+            return self._results
+
+        super().__init__(eval_period, evaluate)
+        self._patience = patience
+        self._on_better = on_better
+        self.last_evaluated = 0  # iterations that had been trained by the last evaluation
+        self.best_ap: float | None = None
+        self.evaluations_since_best = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last_evaluated": self.last_evaluated,
+            "best_ap": self.best_ap,
+            "evaluations_since_best": self.evaluations_since_best,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_evaluated = state_dict["last_evaluated"]
+        self.best_ap = state_dict["best_ap"]
+        self.evaluations_since_best = state_dict["evaluations_since_best"]
+
+    def before_train(self) -> None:
+        """Do the evaluation that was due when the checkpoint was written."""
+        trained, storage = self.trainer.start_iter, self.trainer.storage
+        is_due = self._period > 0 and trained > 0 and trained % self._period == 0
+        if is_due and self.last_evaluated < trained < self.trainer.max_iter:
+            storage.iter = trained - 1  # as if it were still the step before
+            self._evaluate(trained)
+            storage.iter = trained
+        self._end_if_patience_is_over()
+
+    def after_step(self) -> None:
+        trained = self.trainer.iter + 1
+        # That of the last iteration is done in after_train.
+        if self._period > 0 and trained % self._period == 0 and trained != self.trainer.max_iter:
+            self._evaluate(trained)
+            self._end_if_patience_is_over()
+
+    def after_train(self) -> None:
+        # Detectron2's hook would also evaluate what an exception in the last iteration has left.
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._evaluate(self.trainer.max_iter)
+        del self._func, self._on_better  # which hold the trainer
+
+    def _evaluate(self, trained: int) -> None:
+        with unchanged_random_states():
+            self._do_eval()
+        self.last_evaluated = trained
+        # All processes are to decide alike, and the first one alone has results.
+        ap = comm.all_gather(_average_precision(self._results))[0]
+        if ap is not None:
+            self._compare(0.0 if math.isnan(ap) else ap)  # NaN: there were no detections
+
+    def _compare(self, ap: float) -> None:
+        if self.best_ap is None or ap > self.best_ap:
+            self.best_ap, self.evaluations_since_best = ap, 0
+            self._on_better(ap)
+        else:
+            self.evaluations_since_best += 1
+
+    def _end_if_patience_is_over(self) -> None:
+        if 0 < self._patience <= self.evaluations_since_best:
+            raise EarlyStop(
+                f"the AP has not been better than {self.best_ap:.2f} in "
+                f"{self.evaluations_since_best} evaluations (TEST.EARLY_STOP_PATIENCE)"
+            )
+
+
+@contextmanager
+def unchanged_random_states() -> Iterator[None]:
+    """Evaluation draws nothing from the random numbers of the training.
+
+    Loaders draw a seed from them, and resizing to one size of a list draws its index.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+
+
+def log_watched(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
+    """Say what was watched on a test set in a line, and in training put it into the metrics.
+
+    Args:
+        cfg: of several sets in ``DATASETS.TEST``, the name stands before that of the scalar, as in
+            the metrics of Detectron2's evaluations.
+        scalars: by name, of the first process at least.
+    """
+    if not (scalars and comm.is_main_process()):
+        return
+    said = ", ".join(f"{name} {value:.5g}" for name, value in scalars.items())
+    logger.info(f"{dataset_name}: {said}")
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # an evaluation by itself
+        return
+    prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+    for name, value in scalars.items():
+        # Detectron2 prints the median of the losses it has: here of the last one alone.
+        storage.histories().pop(prefix + name, None)
+        storage.put_scalar(prefix + name, value, smoothing_hint=False)
+
+
+def _average_precision(results: dict[str, Any] | None) -> float | None:
+    """AP of the first test set, as COCO counts it (0 to 100); None: it was not computed."""
+    metrics = flatten_results_dict(results or {})
+    return next((float(value) for key, value in metrics.items() if key.endswith("bbox/AP")), None)
