@@ -1,0 +1,213 @@
+"""Checkpoints that are whole, hold plain values alone, and are enough to go on or to predict."""
+
+import importlib
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from ..errors import UserError
+from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
+from .weight_files import UnreadableError, read_checkpoint, read_weights
+from .whole_files import write_whole_file
+
+logger = logging.getLogger("detectron2.checkpointer")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer; of its files, each is whole at any moment or not there.
+
+    Beside what Detectron2 saves, a file holds what predicting needs: ``class_names``,
+    ``preprocessing``, ``config`` (text of YAML), and ``versions``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: its weights are saved and loaded, of a wrapper (DDP) those of the model in it.
+            save_dir: a folder; "" for none.
+            cfg: what the model was built from, saved with it; ``SOLVER.CHECKPOINT_MAX_TO_KEEP`` is
+                read from it.
+            save_to_disk: default: in the first process alone.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``, of plain values.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.cfg = cfg
+        self.best_metric = -math.inf
+        self._newest: str | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth, which ``--resume`` then takes; remove the oldest periodic ones.
+
+        Args:
+            name: of the file, without ``.pth``.
+            kwargs: plain values to save too.
+
+        Raises:
+            UserError: it cannot be written. All older files are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = self._write(name, kwargs)
+        self.tag_last_checkpoint(os.path.basename(path))
+        self._newest = path
+        self._remove_oldest(path)
+
+    def save_best(self, metric: float, **kwargs: Any) -> bool:
+        """Write model_best.pth if ``metric`` is higher than ever in this training.
+
+        ``--resume`` does not take it as the last.
+
+        Returns:
+            bool: whether it was higher; NaN never is.
+
+        Raises:
+            UserError: see :meth:`save`.
+        """
+        if not metric > self.best_metric:
+            return False
+        self.best_metric = float(metric)
+        if self.save_dir and self.save_to_disk:
+            self._write("model_best", {**kwargs, "best_metric": self.best_metric})
+        return True
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights, and the states of ``checkpointables`` (default: all that are there).
+
+        Args:
+            path: as :func:`retinanet_plugin.engine.weight_files.read_weights` takes it; "": none.
+
+        Returns:
+            dict: what else the file holds.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: all weights are new")
+            return {}
+        checkpoint = read_weights(path)
+        incompatible = self._load_model(checkpoint)
+        if incompatible is not None:
+            self._log_incompatible_keys(incompatible)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the newest whole checkpoint; if there is none, load the weights of ``path``.
+
+        Raises:
+            UserError: see :meth:`load` and :func:`find_checkpoint`.
+        """
+        found = self.get_checkpoint_file() if resume else ""
+        if not found:
+            return self.load(path, checkpointables=[])
+        self.best_metric = self._saved_best_metric()
+        return self.load(found)
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that ``--resume`` takes, "" for none; see :func:`find_checkpoint`."""
+        if self._newest is None:
+            self._newest = find_checkpoint(self.save_dir) or ""
+        return self._newest
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_whole_file(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _write(self, name: str, more: dict[str, Any]) -> str:
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        content = {
+            "model": self.model.state_dict(),
+            **_plain({**states, **more}, "checkpoint"),
+            **(describe_training(self.cfg) if self.cfg else {}),
+        }
+        logger.info(f"Saving checkpoint to {path}")
+        write_whole_file(path, lambda file: torch.save(content, file))
+        return path
+
+    def _remove_oldest(self, newest: str) -> None:
+        most = self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP if self.cfg else 0
+        if most > 0:
+            for path in periodic_checkpoints(self.save_dir)[:-most]:
+                if path != newest:
+                    os.unlink(path)
+
+    def _saved_best_metric(self) -> float:
+        path = os.path.join(self.save_dir, "model_best.pth")
+        try:
+            best = read_checkpoint(path, only_header=True).get("best_metric")
+        except UnreadableError:
+            return -math.inf
+        return float(best) if isinstance(best, float) else -math.inf
+
+
+def describe_training(cfg: CfgNode) -> dict[str, Any]:
+    """What a checkpoint says about its weights, so that it alone is enough to predict."""
+    train = cfg.DATASETS.TRAIN
+    names = MetadataCatalog.get(train[0]).get("thing_classes") if train else None
+    package = importlib.import_module("..", __package__)
+    return {
+        "class_names": [str(name) for name in names or ()],
+        "preprocessing": {
+            "format": cfg.INPUT.FORMAT,
+            "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],
+            "pixel_std": [float(x) for x in cfg.MODEL.PIXEL_STD],
+            "min_size_test": int(cfg.INPUT.MIN_SIZE_TEST),
+            "max_size_test": int(cfg.INPUT.MAX_SIZE_TEST),
+        },
+        "config": cfg.dump(),
+        "versions": {
+            "retinanet_plugin": package.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": re.sub(r"\+.*", "", torch.__version__),
+        },
+    }
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+
+
+def _plain(value: Any, place: str) -> Any:
+    """``value`` of types that PyTorch reads with ``weights_only=True``.
+
+    Raises:
+        UserError: that cannot be.
+    """
+    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key, place): _plain(x, f"{place}.{key}") for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        values = [_plain(x, place) for x in value]
+        return values if isinstance(value, list) else tuple(values)
+    number = getattr(value, "item", None)  # of numpy
+    if number is not None and getattr(value, "ndim", None) == 0:
+        return number()
+    raise UserError(
+        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, and checkpoints hold "
+        "tensors and plain values alone: make the state_dict() that it comes from return such"
+    )

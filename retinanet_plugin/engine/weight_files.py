@@ -1,0 +1,335 @@
+"""Reading weights from files of many makers, of which none can run code here."""
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl, urlencode, urlparse
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+
+from ..errors import UserError
+from .whole_files import write_whole_file
+
+# Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
+NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
+_NOT_CODE = (
+    "if you trust the file, load it with the program that wrote it and save only its weights: "
+    "torch.save({'model': model.state_dict()}, 'weights.pth')"
+)
+
+
+class UnreadableError(Exception):
+    """A file holds no weights that can be read; the message is a clause: "is empty"."""
+
+
+def read_weights(path: str) -> dict[str, Any]:
+    """Read weights as Detectron2 does, without running what a file may carry.
+
+    Args:
+        path: as in ``MODEL.WEIGHTS``: a file, or an address such as ``https://`` and
+            ``detectron2://``, perhaps with ``?matching_heuristics=True`` behind it. Files of
+            PyTorch, ``.safetensors``, pickles of Detectron2's and Caffe2's zoos, pycls' ``.pyth``.
+
+    Returns:
+        dict: ``model`` (dict of tensors or arrays), and what else the file holds; with
+        ``matching_heuristics`` if the names are to be matched with a model's.
+
+    Raises:
+        UserError: the file is missing, damaged, holds something else, or would run code.
+    """
+    path, uses_heuristics = _without_query(path)
+    try:
+        checkpoint = _read(_local_file(path), os.path.splitext(urlparse(path).path)[1])
+        _check_tensors(checkpoint["model"])
+    except UnreadableError as error:
+        raise UserError(f"MODEL.WEIGHTS {path} {error}") from error
+    if uses_heuristics:
+        checkpoint["matching_heuristics"] = True
+    return checkpoint
+
+
+def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
+    """Read a file of ``torch.save`` into the memory of the CPU.
+
+    Args:
+        path: a local file.
+        only_header: tensors stay on the disk until they are used, and are not checked.
+
+    Raises:
+        UnreadableError: it is missing, damaged, or holds more than tensors and plain values.
+    """
+    with open_file(path) as file:
+        start = file.read(64)
+        _check_start(start)
+    is_zip = start.startswith(b"PK")
+    try:
+        if is_zip and not only_header:
+            _check_sums(path)
+        with torch.serialization.safe_globals(_numpy_globals()):
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file, torch and zipfile raise nearly anything
+        raise UnreadableError(_why_not_loaded(error)) from error
+    if not isinstance(loaded, dict):
+        raise UnreadableError(f"holds a {type(loaded).__name__} and no weights by name: correct it")
+    return loaded
+
+
+def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
+    """Write ``model`` and :data:`NOTES` of a checkpoint to ``path``, .safetensors or .pth.
+
+    Raises:
+        UserError: another kind of file, or it cannot be written.
+    """
+    notes = {key: checkpoint[key] for key in NOTES if key in checkpoint}
+    tensors = {key: torch.as_tensor(x) for key, x in checkpoint["model"].items()}
+    if path.endswith(".safetensors"):
+        save = _safetensors().save
+        # Safetensors refuses tensors that share memory.
+        tensors = {key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()}
+        texts = {key: json.dumps(value) for key, value in notes.items()}
+        write_whole_file(path, lambda file: file.write(save(tensors, metadata=texts)))
+    elif path.endswith(".pth"):
+        write_whole_file(path, lambda file: torch.save({"model": tensors, **notes}, file))
+    else:
+        raise UserError(f"weights can be written as .safetensors or .pth, not {path}: rename it")
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """Open a local file to read it.
+
+    Raises:
+        UnreadableError: it cannot be opened or read.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableError(f"cannot be read ({reason}): correct the path") from error
+
+
+def _without_query(path: str) -> tuple[str, bool]:
+    """``path`` without ``matching_heuristics``, and whether that is asked for."""
+    if "?" not in path or os.path.isfile(path):
+        return path, False
+    address, _, query = path.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    uses_heuristics = options.pop("matching_heuristics", "False") == "True"
+    return address + ("?" + urlencode(options) if options else ""), uses_heuristics
+
+
+def _local_file(path: str) -> str:
+    """Files of the web are fetched into the cache once."""
+    try:
+        return PathManager.get_local_path(path)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableError(
+            f"cannot be fetched ({reason}): download the file and set MODEL.WEIGHTS to its path"
+        ) from error
+
+
+def _read(path: str, suffix: str) -> dict[str, Any]:
+    if suffix == ".safetensors":
+        return _read_safetensors(path)
+    with open_file(path) as file:
+        start = file.read(64)
+    if suffix == ".pkl" and not start.startswith(b"PK"):
+        _check_start(start)
+        return _read_pickle(path)
+    loaded = read_checkpoint(path)
+    if suffix == ".pyth":
+        return _from_pycls(loaded)
+    if "model" not in loaded:
+        loaded = {"model": loaded}
+    return loaded
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    with open_file(path) as file:
+        _check_start(file.read(64))
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (library.SafetensorError, ValueError, KeyError) as error:
+        raise UnreadableError(
+            f"is damaged, or no file of Safetensors ({' '.join(str(error).split())}): copy it anew"
+        ) from error
+    return {"model": tensors, **_notes_of(texts)}
+
+
+def _notes_of(texts: dict[str, str]) -> dict[str, Any]:
+    notes = {}
+    for key in NOTES:
+        if key in texts:
+            # Metadata of other programs may have one of these names and be no JSON.
+            with contextlib.suppress(ValueError):
+                notes[key] = json.loads(texts[key])
+    return notes
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError("files of Safetensors need a package: pip install safetensors") from error
+    return _Safetensors(safetensors)
+
+
+class _Safetensors:
+    """The three names of Safetensors that are used here, which is not installed everywhere."""
+
+    def __init__(self, package: Any) -> None:
+        self.save = package.torch.save
+        self.safe_open = package.safe_open
+        self.SafetensorError = package.SafetensorError
+
+
+def _read_pickle(path: str) -> dict[str, Any]:
+    with open_file(path) as file:
+        try:
+            data = _ArrayUnpickler(file, encoding="latin1").load()
+        except (MemoryError, UnreadableError):
+            raise
+        except Exception as error:  # of a damaged pickle, nearly anything is raised
+            reason = " ".join(str(error).split())
+            raise UnreadableError(
+                f"is damaged, or no pickle ({reason}): copy or download it anew"
+            ) from error
+    if not isinstance(data, dict):
+        raise UnreadableError(f"holds a {type(data).__name__} and no weights by name: correct it")
+    if "model" in data and "__author__" in data:  # of Detectron2's zoo
+        return data
+    data = data.get("blobs", data)  # detectors of Caffe2 have them, ImageNet's networks do not
+    data = {key: x for key, x in data.items() if not str(key).endswith("_momentum")}
+    return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _from_pycls(loaded: dict[str, Any]) -> dict[str, Any]:
+    if "model_state" not in loaded:
+        raise UnreadableError("has no 'model_state', as files of pycls do: rename it to .pth")
+    state = loaded["model_state"]
+    state = {key: x for key, x in state.items() if not key.endswith("num_batches_tracked")}
+    return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers; nothing else is found, so nothing else can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            raise UnreadableError(
+                f"holds a {module}.{name} beside arrays, which may run code, and is not read: "
+                f"{_NOT_CODE}"
+            )
+        return found
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """``_codecs.encode`` for what pickles of bytes write alone."""
+    return text.encode("latin1") if encoding == "latin1" else text.encode("utf-8")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """What pickles of arrays and containers name, in Python 2 and 3 and numpy 1 and 2."""
+    # The functions by which arrays and numbers of numpy say they are to be made.
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
+    from_buffer = np.zeros(1).__reduce_ex__(5)[0]
+    allowed: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _encode,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        allowed[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        allowed[f"{core}.multiarray", "scalar"] = scalar
+        allowed[f"{core}.numeric", "_frombuffer"] = from_buffer
+    for builtins in ("builtins", "__builtin__"):
+        for kind in (dict, list, tuple, set, frozenset, int, float, complex, bool, str, bytes):
+            allowed[builtins, kind.__name__] = kind
+        allowed[builtins, "bytearray"] = bytearray
+    return allowed
+
+
+_ALLOWED = _allowed()
+
+
+def _numpy_globals() -> list[Any]:
+    """What PyTorch is to read beside its own: older checkpoints hold numbers of numpy."""
+    names = [
+        (found, f"{module}.{name}")
+        for (module, name), found in _ALLOWED.items()
+        if module.startswith("numpy")
+    ]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [*names, *dtypes]
+
+
+def _check_start(start: bytes) -> None:
+    """Name what is often found in place of weights."""
+    if not start:
+        raise UnreadableError("is empty (0 bytes): copy or download it anew")
+    if start.lstrip()[:1] == b"<":
+        raise UnreadableError("is a page of the web and no weights: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnreadableError("is a pointer of Git LFS and no weights: run git lfs pull")
+
+
+def _check_sums(path: str) -> None:
+    """Find bytes that changed: PyTorch does not look at the sums that it writes."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.CRC for entry in archive.infolist()):  # writing them can be turned off
+            damaged = archive.testzip()
+            if damaged:
+                raise UnreadableError(
+                    f"is damaged (the check sum of {damaged} is another): take another checkpoint "
+                    "or copy it anew"
+                )
+
+
+def _why_not_loaded(error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    message = " ".join(str(error).split())
+    foreign = re.search(r"(?:GLOBAL|global) ([\w.]+\.\w+)", message)
+    if foreign:
+        return (
+            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {_NOT_CODE}"
+        )
+    if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
+        return "is cut off or damaged: take another checkpoint or copy it anew"
+    return (
+        f"cannot be read as weights ({type(error).__name__}: {message[:100]}): it is damaged or of "
+        "another kind, so take another checkpoint or copy it anew"
+    )
+
+
+def _check_tensors(model: Any) -> None:
+    if not isinstance(model, dict) or not model:
+        raise UnreadableError("holds no weights by name: give the file of a model's state_dict")
+    for key, x in model.items():
+        is_numbers = isinstance(x, torch.Tensor) or (
+            isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biuf"
+        )
+        if not isinstance(key, str) or not is_numbers:
+            raise UnreadableError(
+                f"holds a {type(x).__name__} as {key!r} where weights should be: save the model's "
+                "state_dict under the name 'model'"
+            )
