@@ -1,24 +1,17 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
-import difflib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .config_errors import check_keys, merging, no_section
+from .config_files import read_config_file
 from .errors import UserError
-
-# What yacs says of a value of another type than the default: type, default, value, key.
-_TYPE_MISMATCH = (
-    r"Type mismatch \(<class '(\w+)'> vs. <class '\w+'>\) with values \((.*) vs. (.*)\) for config "
-    r"key: (\S+)"
-)
 
 
 def add_retinanet_config(cfg: CfgNode) -> None:
@@ -100,17 +93,33 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         CfgNode: not frozen, and not checked against data or model: see :func:`check_config`.
 
     Raises:
-        UserError: a file that cannot be read, an unknown key, a value of the wrong type.
+        UserError: a file that cannot be read or would run code, an unknown key, a value of the
+            wrong type.
     """
     cfg = get_cfg()
     add_retinanet_config(cfg)
     if config_file:
-        if not PathManager.isfile(config_file):
-            raise UserError(f"the config file {config_file} does not exist: correct --config-file")
-        _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
+        content = read_config_file(config_file)
+        with merging(cfg, config_file):
+            _merge_file(cfg, content, config_file)
     _check_opts(opts)
-    _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options of the command line")
+    source = "the options of the command line"
+    check_keys(cfg, opts[::2], source)
+    with merging(cfg, source):
+        cfg.merge_from_list(list(opts))
     return cfg
+
+
+def is_set(key: str, config_file: str, opts: Sequence[str] = ()) -> bool:
+    """Whether the arguments of :func:`load_config` give ``key`` a value, even its default."""
+    if key in opts[::2]:
+        return True
+    section: Any = read_config_file(config_file) if config_file else {}
+    for name in key.split("."):
+        if not isinstance(section, dict) or name not in section:
+            return False
+        section = section[name]
+    return True
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -193,40 +202,18 @@ def _check_opts(opts: Sequence[str]) -> None:
         )
 
 
-def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
-    """Run ``merge``; turn the many errors of yacs and YAML into one sentence about ``source``."""
-    known = set(_keys(cfg))
-    try:
-        merge()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{source} builds on the config file {error.filename}, which does not exist: correct "
-            "its _BASE_"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    except KeyError as error:
-        raise _unknown_key(str(error.args[0]), known, source) from error
-    except (ValueError, AssertionError, AttributeError, TypeError) as error:
-        if str(error).startswith("Non-existent key: "):  # in a list, yacs asserts
-            raise _unknown_key(str(error), known, source) from error
-        mismatch = re.search(_TYPE_MISMATCH, str(error))
-        if mismatch:
-            raise UserError(
-                "{3} is {2} in {4}: write a {0} such as {1}".format(*mismatch.groups(), source)
-            ) from error
-        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def _unknown_key(message: str, known: set[str], source: str) -> UserError:
-    key = message.rsplit(" ", 1)[-1]
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    return UserError(f"unknown config key {key} in {source}: the nearest known key is {nearest}")
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+def _merge_file(cfg: CfgNode, content: dict[str, Any], path: str) -> None:
+    """As ``CfgNode.merge_from_file``, which would run code in the file."""
+    for key, value in content.items():
+        if isinstance(cfg.get(key), CfgNode) and not isinstance(value, dict):
+            raise no_section(cfg, key, value, path)
+    loaded = CfgNode(content)
+    version = loaded.get("VERSION") or guess_version(loaded, path)
+    if version == cfg.VERSION:
+        cfg.merge_from_other_cfg(loaded)
+        return
+    if version != 1:
+        raise UserError(f"{path} has VERSION {version!r}: write VERSION: {cfg.VERSION}")
+    old = downgrade_config(cfg, to_version=version)
+    old.merge_from_other_cfg(loaded)
+    cfg.update(upgrade_config(old))

@@ -49,8 +49,8 @@ def test_unknown_key_in_a_file(error_of, tmp_path):
 def test_a_value_of_another_type(error_of):
     message = error_of("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2")
     assert message == (
-        "error: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2 in the options of the command line: write a "
-        "float such as 0.5"
+        "error: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2 in the options of the command line: write "
+        "the float 2.0"
     )
 
 
@@ -144,8 +144,8 @@ def test_no_config_file(error_of):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL:\n", "broken.yaml: "),
-        ("", "broken.yaml: "),
+        ("MODEL:\n", "MODEL is None in"),
+        ("", "broken.yaml is empty: write KEY: VALUE"),
     ],
 )
 def test_empty_sections(error_of, tmp_path, text, message):
