@@ -1,0 +1,212 @@
+"""The image files of data sets: what is wrong with them, found from their headers."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.config import CfgNode
+from PIL import Image
+
+from .findings import Findings, shown
+from .header_cache import Headers, Stamp, cache_path, is_settled, load_headers, save_headers, stamp
+from .image_headers import BadImage, ImageHeader, read_header
+from .many_files import each_of
+
+logger = logging.getLogger("detectron2.image_files")
+
+_SKIP = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
+# What Detectron2's reading makes of a mode where that is not what a viewer shows.
+_CHANGED_MODES = {
+    "CMYK": "has the colours of print (CMYK), which become other colours than in a viewer",
+    "F": "has 32-bit floats, which are read only if they are those of 8 bits, 0 to 255",
+    "I": "has 32-bit integers, which are read only if they are those of 8 bits, 0 to 255",
+}
+
+
+@dataclass
+class ImageFacts:
+    """What the headers of a data set's images say."""
+
+    num_images: int = 0
+    num_bad: int = 0
+    num_remote: int = 0  # not files of this machine: not looked at
+    modes: Counter[str] = field(default_factory=Counter)  # of Pillow
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height), turned
+    num_turned: int = 0  # by EXIF
+    num_transparent: int = 0
+    num_animated: int = 0
+
+
+def read_headers(name: str, files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
+    """The headers of image files, in their order; of files that did not change, from the cache.
+
+    Args:
+        name: of the data set, which has a cache of its own.
+        files: paths; those with a scheme (``s3://...``) are not looked at: None.
+    """
+    local = [file for file in files if "://" not in file]
+    if not local:
+        return [None] * len(files)
+    # Stamps come first: a file that changes after this does not have the stamp that is kept.
+    stamps = dict(zip(local, each_of(stamp, local, f"looking up the images of {name}")))
+    path = cache_path(name, local)
+    known = load_headers(path)
+    headers: dict[str, ImageHeader | BadImage] = {
+        file: known[file][1] for file in local if file in known and known[file][0] == stamps[file]
+    }
+    changed = [file for file in stamps if file not in headers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about sizes, and EXIF that it cannot read
+        what = f"reading the image headers of {name}"
+        headers.update(zip(changed, each_of(read_header, changed, what)))
+    if changed:
+        save_headers(path, _lasting(stamps, headers))
+    return [headers.get(file) for file in files]
+
+
+def _lasting(
+    stamps: dict[str, Stamp | None], headers: dict[str, ImageHeader | BadImage]
+) -> Headers:
+    """What can be kept: a bad image may be mended without another stamp, by its permissions."""
+    return {
+        file: (file_stamp, header)
+        for file, header in headers.items()
+        if isinstance(header, ImageHeader)
+        and (file_stamp := stamps[file]) is not None
+        and is_settled(file_stamp)
+    }
+
+
+def inspect_images(
+    name: str, images: Sequence[dict[str, Any]], findings: Findings, skip_bad: bool
+) -> ImageFacts:
+    """Find what Detectron2 would choke on, or read as something else than meant.
+
+    Args:
+        name: of the data set.
+        images: its records, of which ``file_name``, ``image_id``, ``width`` and ``height`` are
+            read; the last two may be missing.
+        findings: is added to. Bad images are errors, or warnings if ``skip_bad``.
+        skip_bad: they are to be left out: ``DATASETS.SKIP_BAD_IMAGES``.
+    """
+    facts = ImageFacts(len(images))
+    source = f"the images of {name}"
+    for image, header in zip(images, read_headers(name, [str(x["file_name"]) for x in images])):
+        if header is None:
+            facts.num_remote += 1
+            continue
+        bad = bad_image(image, header)
+        if bad is not None:
+            facts.num_bad += 1
+            example = f"{_name(image)} {bad.reason}"
+            if skip_bad:
+                findings.warn(bad.kind, source, example, "it is left out")
+            else:
+                findings.error(bad.kind, source, example, f"{bad.remedy}, {_SKIP}")
+        if isinstance(header, ImageHeader):
+            _note(facts, header)
+            _warn_of_changes(findings, source, image, header)
+    return facts
+
+
+def bad_image(image: dict[str, Any], header: ImageHeader | BadImage) -> BadImage | None:
+    """What makes an image useless: its file, or a size that its annotations are not of.
+
+    Args:
+        image: a record of a data set.
+        header: of its file.
+    """
+    if isinstance(header, BadImage):
+        return header
+    width, height = image.get("width", header.width), image.get("height", header.height)
+    if (width, height) == (header.width, header.height):
+        return None
+    its_size = f"{header.width} x {header.height} pixels"
+    said = f"width {shown(width)} and height {shown(height)}"
+    if header.orientation >= 5 and (height, width) == (header.width, header.height):
+        return BadImage(
+            "turned",
+            f"has {said} in its annotations, but its EXIF orientation {header.orientation} turns "
+            f"it to {its_size} when it is read",
+            f"write width {header.width} and height {header.height} and turn its boxes, or save "
+            "the image without EXIF",
+        )
+    return BadImage(
+        "size",
+        f"has {its_size}, but {said} in its annotations",
+        f"write width {header.width} and height {header.height} if its boxes are of this image, "
+        "or put the right file there",
+    )
+
+
+def _warn_of_changes(
+    findings: Findings, source: str, image: dict[str, Any], header: ImageHeader
+) -> None:
+    changed = _CHANGED_MODES.get(header.mode)
+    if changed:
+        findings.warn(header.mode, source, f"{_name(image)} {changed}", "convert it to RGB")
+    if header.is_transparent:
+        findings.warn(
+            "transparent",
+            source,
+            f"{_name(image)} may be transparent, where it is read in the colour beneath",
+            "draw it on a background if it is",
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and header.width * header.height > limit:
+        findings.warn(
+            "huge",
+            source,
+            f"{_name(image)} is huge, {header.width} x {header.height} pixels, of which Pillow "
+            f"warns, and which it refuses from {2 * limit:,} pixels",
+            "cut it into tiles or make it smaller",
+        )
+
+
+def _note(facts: ImageFacts, header: ImageHeader) -> None:
+    facts.modes[header.mode] += 1
+    facts.sizes[header.width, header.height] += 1
+    facts.num_turned += header.orientation > 1
+    facts.num_transparent += header.is_transparent
+    facts.num_animated += header.is_animated
+
+
+def usable_images(name: str, images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
+    """Records of a data set that a loader can use.
+
+    Args:
+        name: of the data set.
+        images: its records; ``width`` and ``height`` are added where they are missing.
+        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, images that cannot be read by their header are left
+            out and counted in a warning.
+
+    Returns:
+        ``images`` themselves, or those that are left.
+    """
+    skip_bad = cfg.DATASETS.SKIP_BAD_IMAGES
+    if not skip_bad and all("width" in x and "height" in x for x in images):
+        return images
+    usable = []
+    first = ""
+    for image, header in zip(images, read_headers(name, [str(x["file_name"]) for x in images])):
+        bad = None if header is None else bad_image(image, header)
+        if isinstance(header, ImageHeader):
+            image.setdefault("width", header.width)
+            image.setdefault("height", header.height)
+        if bad is None or not skip_bad:
+            usable.append(image)
+        elif not first:
+            first = f"{_name(image)} {bad.reason}"
+    if first:
+        logger.warning(
+            f"{len(images) - len(usable):,} of the {len(images):,} images of {name} are left out, "
+            f"the first: {first}"
+        )
+    return usable
+
+
+def _name(image: dict[str, Any]) -> str:
+    return f"image {shown(image.get('image_id'))} ({image['file_name']})"
