@@ -3,7 +3,7 @@
 import os
 import stat
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -123,8 +123,8 @@ def _orientation(image: Image.Image, f: BinaryIO) -> int:
             exif = image.getexif()
     except Exception:  # as Detectron2, which then leaves the image as it is
         return 1
-    orientation = exif.get(_EXIF_ORIENTATION)
-    return int(orientation) if orientation in range(2, 9) else 1
+    orientation: Any = exif.get(_EXIF_ORIENTATION)
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _has_late_exif(f: BinaryIO) -> bool:
