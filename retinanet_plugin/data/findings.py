@@ -1,6 +1,8 @@
 """What is wrong in the data, or probably not meant: counted by kind, each with an example."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import UserError
 
@@ -16,7 +18,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = f" ({self.count - 1:,} more like it)" if self.count > 1 else ""
-        return f"{self.source}: {self.example}{more}: {self.remedy}"
+        return one_line(f"{self.source}: {self.example}{more}: {self.remedy}")
 
 
 @dataclass
@@ -26,18 +28,25 @@ class Findings:
     errors: dict[tuple[str, str], Finding] = field(default_factory=dict)
     warnings: dict[tuple[str, str], Finding] = field(default_factory=dict)
 
-    def error(self, kind: str, source: str, example: str, remedy: str) -> None:
-        """Count an error; ``example`` and ``remedy`` of the first of its kind in ``source`` stay.
+    def error(self, kind: str, source: str, example: str, remedy: str, count: int = 1) -> None:
+        """Count errors; ``example`` and ``remedy`` of the first of its kind in ``source`` stay.
 
         Args:
             kind: what makes two errors the same, such as "bbox": never shown.
             source, example, remedy: see :class:`Finding`.
+            count: how many there are.
         """
-        _count(self.errors, kind, source, example, remedy)
+        _count(self.errors, kind, source, example, remedy, count)
 
-    def warn(self, kind: str, source: str, example: str, remedy: str) -> None:
-        """Count a warning, as :meth:`error` does."""
-        _count(self.warnings, kind, source, example, remedy)
+    def warn(self, kind: str, source: str, example: str, remedy: str, count: int = 1) -> None:
+        """Count warnings, as :meth:`error` does."""
+        _count(self.warnings, kind, source, example, remedy, count)
+
+    def extend(self, others: "Findings") -> None:
+        """Add what others have found."""
+        for mine, theirs in ((self.errors, others.errors), (self.warnings, others.warnings)):
+            for (kind, source), f in theirs.items():
+                _count(mine, kind, source, f.example, f.remedy, f.count)
 
     def raise_errors(self) -> None:
         """
@@ -55,10 +64,29 @@ class Findings:
         raise UserError(f"{first}{more}")
 
 
+def shown(value: Any, most: int = 100) -> str:
+    """A value of a file as JSON writes it, so that the text "1" is not taken for the number 1."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def one_line(text: str) -> str:
+    """``text`` in one line that every terminal and log file can take."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0").split())
+
+
 def _count(
-    found: dict[tuple[str, str], Finding], kind: str, source: str, example: str, remedy: str
+    found: dict[tuple[str, str], Finding],
+    kind: str,
+    source: str,
+    example: str,
+    remedy: str,
+    count: int,
 ) -> None:
     if (kind, source) in found:
-        found[kind, source].count += 1
+        found[kind, source].count += count
     else:
-        found[kind, source] = Finding(source, example, remedy)
+        found[kind, source] = Finding(source, example, remedy, count)
