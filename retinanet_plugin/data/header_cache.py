@@ -6,20 +6,21 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import PIL
 
-from .image_headers import ImageHeader
+from .image_headers import BadImage, ImageHeader
 
 # Raised whenever an entry changes its meaning. Pillow decides what is an image at all.
 _VERSION = f"1 {PIL.__version__}".encode()
 # A file that changed so shortly before it was read may change again without another time.
 _SETTLED_NS = 2 * 10**9
+# Headers of fewer images are read sooner than found in a cache.
+_MIN_FILES = 50
 
 Stamp = tuple[int, int, int]
-# Of each path: the stamp of the file when its header was read, and the header.
-Headers = dict[str, tuple[Stamp, ImageHeader]]
 
 
 def stamp(path: str) -> Stamp | None:
@@ -34,62 +35,100 @@ def stamp(path: str) -> Stamp | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def is_settled(file_stamp: Stamp) -> bool:
-    """Whether a file that changes from now on gets another stamp."""
-    return time.time_ns() - file_stamp[1] > _SETTLED_NS
+def large_folders(files: Iterable[str]) -> list[str]:
+    """The folders that hold enough of the files for a cache."""
+    counts = Counter(map(os.path.dirname, files))
+    return [folder for folder, count in counts.items() if count >= _MIN_FILES]
 
 
-def cache_path(name: str, files: Sequence[str]) -> str | None:
-    """The file that keeps the headers of a data set's images; None: this user has no such folder.
+class HeaderCache:
+    """The cache of the images of one folder, a file in the user's own folder of caches.
 
-    Args:
-        name: of the data set.
-        files: its images, one or more.
+    Each entry has the stamp of its file: where the file's is another one, the entry is not used.
     """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._path = _cache_path(folder)
+        self._entries = self._load()
+
+    def headers_of(self, stamps: Mapping[str, Stamp | None]) -> dict[str, ImageHeader]:
+        """The headers of those files that are known and have not changed.
+
+        Args:
+            stamps: of each file, now.
+        """
+        return {
+            file: header
+            for file, (known, header) in self._entries.items()
+            if stamps.get(file) == known
+        }
+
+    def add(
+        self, stamps: Mapping[str, Stamp | None], headers: Mapping[str, ImageHeader | BadImage]
+    ) -> None:
+        """Keep headers of files of this folder, where the cache can be written.
+
+        Args:
+            stamps: of each file, looked up before it was read.
+            headers: those of files elsewhere are not kept, nor those of bad images: permissions
+                are mended without another stamp.
+        """
+        new = {
+            file: (file_stamp, header)
+            for file, header in headers.items()
+            if isinstance(header, ImageHeader)
+            and (file_stamp := stamps[file]) is not None
+            and time.time_ns() - file_stamp[1] > _SETTLED_NS
+            and os.path.dirname(file) == self._folder
+        }
+        if new:
+            self._entries.update(new)
+            self._save()
+
+    def _load(self) -> dict[str, tuple[Stamp, ImageHeader]]:
+        """What :meth:`_save` wrote; nothing if that is not there, damaged or outdated."""
+        if self._path is None:
+            return {}
+        try:
+            with open(self._path, "rb") as f:
+                checksum, rows = f.readline().strip(), f.read()
+        except OSError:
+            return {}
+        if checksum != _checksum(rows):
+            return {}
+        return {
+            os.path.join(self._folder, name): ((size, mtime, ctime), ImageHeader(*header))
+            for name, size, mtime, ctime, *header in json.loads(rows)
+        }
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        rows = [
+            [os.path.basename(file), *file_stamp, *header]
+            for file, (file_stamp, header) in self._entries.items()
+        ]
+        content = json.dumps(rows).encode()
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path))
+            try:
+                with open(descriptor, "wb") as f:
+                    f.write(_checksum(content) + b"\n" + content)
+                os.replace(temporary, self._path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+
+def _cache_path(folder: str) -> str | None:
+    """Where the headers of a folder's images are kept; None: this user has no place for caches."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.path.isabs(base):
         return None
-    folder = os.path.abspath(os.path.dirname(files[0]))
-    key = hashlib.sha256(f"{name}\0{folder}".encode(errors="surrogateescape")).hexdigest()[:32]
-    return os.path.join(base, "retinanet_plugin", f"headers-{key}.json")
-
-
-def load_headers(path: str | None) -> Headers:
-    """What :func:`save_headers` wrote; nothing if that is not there, damaged or outdated."""
-    if path is None:
-        return {}
-    try:
-        with open(path, "rb") as f:
-            checksum, rows = f.readline().strip(), f.read()
-    except OSError:
-        return {}
-    if checksum != _checksum(rows):
-        return {}
-    return {
-        file: ((size, mtime, ctime), ImageHeader(*header))
-        for file, size, mtime, ctime, *header in json.loads(rows)
-    }
-
-
-def save_headers(path: str | None, headers: Headers) -> None:
-    """Write all of ``headers`` or, where nothing can be written, nothing."""
-    if path is None:
-        return
-    rows = json.dumps(
-        [[file, *file_stamp, *header] for file, (file_stamp, header) in headers.items()]
-    )
-    content = rows.encode()
-    folder = os.path.dirname(path)
-    with contextlib.suppress(OSError):
-        os.makedirs(folder, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        try:
-            with open(descriptor, "wb") as f:
-                f.write(_checksum(content) + b"\n" + content)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    key = hashlib.sha256(os.path.abspath(folder).encode(errors="surrogateescape")).hexdigest()
+    return os.path.join(base, "retinanet_plugin", "image-headers", key[:32])
 
 
 def _checksum(rows: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The image files of data sets: what is wrong with them, found from their headers."""
 
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from .findings import Findings, shown
-from .header_cache import Headers, Stamp, cache_path, is_settled, load_headers, save_headers, stamp
+from .header_cache import HeaderCache, large_folders, stamp
 from .image_headers import BadImage, ImageHeader, read_header
 from .many_files import each_of
 
@@ -40,44 +41,27 @@ class ImageFacts:
     num_animated: int = 0
 
 
-def read_headers(name: str, files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
-    """The headers of image files, in their order; of files that did not change, from the cache.
+def read_headers(files: Sequence[str | os.PathLike[str]]) -> list[ImageHeader | BadImage | None]:
+    """The headers of image files, in their order; of files that did not change, from a cache.
 
     Args:
-        name: of the data set, which has a cache of its own.
         files: paths; those with a scheme (``s3://...``) are not looked at: None.
     """
-    local = [file for file in files if "://" not in file]
-    if not local:
-        return [None] * len(files)
+    files = [os.fspath(file) for file in files]
+    headers: dict[str, ImageHeader | BadImage] = {}
+    local = list(dict.fromkeys(file for file in files if "://" not in file))
     # Stamps come first: a file that changes after this does not have the stamp that is kept.
-    stamps = dict(zip(local, each_of(stamp, local, f"looking up the images of {name}")))
-    path = cache_path(name, local)
-    known = load_headers(path)
-    headers: dict[str, ImageHeader | BadImage] = {
-        file: known[file][1] for file in local if file in known and known[file][0] == stamps[file]
-    }
-    changed = [file for file in stamps if file not in headers]
+    stamps = dict(zip(local, each_of(stamp, local, "looking up images")))
+    caches = [HeaderCache(folder) for folder in large_folders(local)]
+    for cache in caches:
+        headers.update(cache.headers_of(stamps))
+    new = [file for file in local if file not in headers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about sizes, and EXIF that it cannot read
-        what = f"reading the image headers of {name}"
-        headers.update(zip(changed, each_of(read_header, changed, what)))
-    if changed:
-        save_headers(path, _lasting(stamps, headers))
+        headers.update(zip(new, each_of(read_header, new, "reading headers of images")))
+    for cache in caches:
+        cache.add(stamps, {file: headers[file] for file in new})
     return [headers.get(file) for file in files]
-
-
-def _lasting(
-    stamps: dict[str, Stamp | None], headers: dict[str, ImageHeader | BadImage]
-) -> Headers:
-    """What can be kept: a bad image may be mended without another stamp, by its permissions."""
-    return {
-        file: (file_stamp, header)
-        for file, header in headers.items()
-        if isinstance(header, ImageHeader)
-        and (file_stamp := stamps[file]) is not None
-        and is_settled(file_stamp)
-    }
 
 
 def inspect_images(
@@ -94,7 +78,7 @@ def inspect_images(
     """
     facts = ImageFacts(len(images))
     source = f"the images of {name}"
-    for image, header in zip(images, read_headers(name, [str(x["file_name"]) for x in images])):
+    for image, header in zip(images, read_headers([x["file_name"] for x in images])):
         if header is None:
             facts.num_remote += 1
             continue
@@ -174,38 +158,36 @@ def _note(facts: ImageFacts, header: ImageHeader) -> None:
     facts.num_animated += header.is_animated
 
 
-def usable_images(name: str, images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
-    """Records of a data set that a loader can use.
+def without_bad_images(images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
+    """Records of data sets that a loader can use.
 
     Args:
-        name: of the data set.
-        images: its records; ``width`` and ``height`` are added where they are missing.
-        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, images that cannot be read by their header are left
-            out and counted in a warning.
+        images: the records; ``width`` and ``height`` are added where they are missing.
+        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, images that are bad by their headers are left out,
+            counted and named in a warning.
 
     Returns:
-        ``images`` themselves, or those that are left.
+        ``images``, or those that are left.
     """
     skip_bad = cfg.DATASETS.SKIP_BAD_IMAGES
     if not skip_bad and all("width" in x and "height" in x for x in images):
         return images
-    usable = []
-    first = ""
-    for image, header in zip(images, read_headers(name, [str(x["file_name"]) for x in images])):
-        bad = None if header is None else bad_image(image, header)
+    good, bad = [], []
+    for image, header in zip(images, read_headers([x["file_name"] for x in images])):
+        problem = None if header is None else bad_image(image, header)
         if isinstance(header, ImageHeader):
             image.setdefault("width", header.width)
             image.setdefault("height", header.height)
-        if bad is None or not skip_bad:
-            usable.append(image)
-        elif not first:
-            first = f"{_name(image)} {bad.reason}"
-    if first:
+        if problem is None or not skip_bad:
+            good.append(image)
+        else:
+            bad.append(f"{_name(image)} {problem.reason}")
+    if bad:
         logger.warning(
-            f"{len(images) - len(usable):,} of the {len(images):,} images of {name} are left out, "
-            f"the first: {first}"
+            f"{len(bad):,} of {len(images):,} images are left out, as DATASETS.SKIP_BAD_IMAGES "
+            f"asks; the first: {bad[0]}"
         )
-    return usable
+    return good
 
 
 def _name(image: dict[str, Any]) -> str:
