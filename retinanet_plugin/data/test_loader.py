@@ -1,0 +1,33 @@
+"""The images of an evaluation."""
+
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.common import ToIterableDataset
+from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import DataLoader
+
+from .mapper import RetinaNetMapper
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's loader of a test set, with :class:`RetinaNetMapper`.
+
+    With ``DATASETS.SKIP_BAD_IMAGES`` an image that cannot be read is left out: it has no
+    detections, so that the evaluation counts its objects as not found. ``len`` of the loader still
+    counts it.
+    """
+    mapper = RetinaNetMapper(cfg, is_train=False)
+    if not cfg.DATASETS.SKIP_BAD_IMAGES:
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    records = DatasetFromList(
+        get_detection_dataset_dicts([dataset_name], filter_empty=False), copy=False
+    )
+    # Of a data set that is indexed, Detectron2 would take another image in the place of a bad one.
+    images = ToIterableDataset(records, InferenceSampler(len(records)))
+    return build_detection_test_loader(
+        images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
