@@ -215,9 +215,3 @@ def _weight_warnings(cfg: CfgNode) -> Iterator[str]:
     lacking = [option for option, holds in right.items() if not holds]
     if lacking:
         yield f"MODEL.WEIGHTS {weights} were trained with {' '.join(lacking)}, this config has not"
-    frozen = cfg.MODEL.BACKBONE.FREEZE_AT
-    if not weights and frozen:
-        yield (
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {frozen}, so that random layers "
-            "stay as they are: set MODEL.BACKBONE.FREEZE_AT 0"
-        )
