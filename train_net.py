@@ -13,15 +13,17 @@ from typing import Any
 # Of Detectron2's and PyTorch's old names, which nobody who trains can mend.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated|torch.meshgrid")
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from retinanet_plugin.engine import (
+    Checkpointer,
     Trainer,
     argument_parser,
     check_before_training,
+    in_its_own_words,
+    keep_tracebacks_off_the_console,
     one_sentence_errors,
     setup_config,
 )
@@ -36,7 +38,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
@@ -50,14 +52,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     with one_sentence_errors():
         check_before_training(setup_config(args), args)
         launch(
-            main,
+            in_its_own_words,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args),
         )
 
 
 if __name__ == "__main__":
+    keep_tracebacks_off_the_console()
     run()

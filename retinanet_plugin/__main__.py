@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from .commands import COMMANDS
-from .engine import one_sentence_errors
+from .engine import keep_tracebacks_off_the_console, one_sentence_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,4 +24,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_tracebacks_off_the_console()
     main()

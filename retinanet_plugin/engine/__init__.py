@@ -1,16 +1,21 @@
 """Training: Detectron2's trainer, its command line, and what is checked before it starts."""
 
-from .command_line import argument_parser, one_sentence_errors, setup_config
+from .checkpointer import Checkpointer
+from .command_line import argument_parser, setup_config
+from .console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
 from .startup_checks import check_before_training, check_model, check_weights
 from .trainer import Trainer, inference_folder
 
 __all__ = [
+    "Checkpointer",
     "Trainer",
     "argument_parser",
     "check_before_training",
     "check_model",
     "check_weights",
+    "in_its_own_words",
     "inference_folder",
+    "keep_tracebacks_off_the_console",
     "one_sentence_errors",
     "setup_config",
 ]

@@ -1,16 +1,14 @@
-"""The command line of ``train_net.py``: its options, the config they make, and its errors."""
+"""The command line of ``train_net.py``: its options, and the config they make."""
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from ..config import load_config
 from ..data.coco_json import register_coco_json
-from ..errors import UserError
+from ..data.num_classes import NUM_CLASSES_KEY, take_num_classes
+from .startup_log import log_on_console
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -31,22 +29,18 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     """Read the config and register its data sets; returns it frozen.
 
     Args:
-        args: of :func:`argument_parser`.
+        args: of :func:`argument_parser`. A number of classes that is taken from the data becomes
+            one of its options, so that every process has it without reading them.
 
     Raises:
         UserError: see :func:`retinanet_plugin.config.load_config`.
     """
     opts = [option for option in [*(args.opts or []), *args.more_opts] if option != "--opts"]
-    cfg = load_config(args.config_file, opts)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
+    with log_on_console():
+        cfg = load_config(args.config_file, opts)
+        register_coco_json(cfg.DATASETS.COCO_JSON)
+        num_classes = take_num_classes(cfg, args.config_file, opts)
+    if num_classes is not None:
+        args.more_opts = [*args.more_opts, NUM_CLASSES_KEY, str(num_classes)]
     cfg.freeze()
     return cfg
-
-
-@contextlib.contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """Print a :class:`UserError` as one line and exit with status 1, without a traceback."""
-    try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -35,7 +35,7 @@ class EvaluationHook(EvalHook):
         eval_function: Callable[[], dict[str, Any]],
         *,
         patience: int = 0,
-        on_better: Callable[[float], None] = lambda ap: None,
+        on_better: Callable[[float], object] = lambda ap: None,
     ) -> None:
         """
         Args:
