@@ -1,6 +1,7 @@
 """The image files of data sets: what is wrong with them, found from their headers."""
 
 import logging
+import math
 import os
 import warnings
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from PIL import Image
 
+from .dataset_facts import DatasetFacts
 from .findings import Findings, shown
 from .header_cache import HeaderCache, large_folders, stamp
 from .image_headers import BadImage, ImageHeader, read_header
@@ -29,25 +31,27 @@ _CHANGED_MODES = {
 
 @dataclass
 class ImageFacts:
-    """What the headers of a data set's images say."""
+    """What the headers of a data set's images say.
+
+    ``sizes`` are width and height of each image as it is read; NaN where that is not known.
+    """
 
     num_images: int = 0
     num_bad: int = 0
     num_remote: int = 0  # not files of this machine: not looked at
     modes: Counter[str] = field(default_factory=Counter)  # of Pillow
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height), turned
+    sizes: list[tuple[float, float]] = field(default_factory=list)
     num_turned: int = 0  # by EXIF
     num_transparent: int = 0
     num_animated: int = 0
 
 
-def read_headers(files: Sequence[str | os.PathLike[str]]) -> list[ImageHeader | BadImage | None]:
+def read_headers(files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
     """The headers of image files, in their order; of files that did not change, from a cache.
 
     Args:
         files: paths; those with a scheme (``s3://...``) are not looked at: None.
     """
-    files = [os.fspath(file) for file in files]
     headers: dict[str, ImageHeader | BadImage] = {}
     local = list(dict.fromkeys(file for file in files if "://" not in file))
     # Stamps come first: a file that changes after this does not have the stamp that is kept.
@@ -64,21 +68,50 @@ def read_headers(files: Sequence[str | os.PathLike[str]]) -> list[ImageHeader | 
     return [headers.get(file) for file in files]
 
 
-def inspect_images(
-    name: str, images: Sequence[dict[str, Any]], findings: Findings, skip_bad: bool
-) -> ImageFacts:
-    """Find what Detectron2 would choke on, or read as something else than meant.
+def check_image_files(datasets: dict[str, DatasetFacts], cfg: CfgNode) -> None:
+    """Refuse image files that cannot be read or are not of their annotations' size; warn of others.
 
     Args:
-        name: of the data set.
-        images: its records, of which ``file_name``, ``image_id``, ``width`` and ``height`` are
-            read; the last two may be missing.
-        findings: is added to. Bad images are errors, or warnings if ``skip_bad``.
-        skip_bad: they are to be left out: ``DATASETS.SKIP_BAD_IMAGES``.
+        datasets: of :func:`retinanet_plugin.data.checks.check_datasets`.
+        cfg: of the training or evaluation.
+
+    Raises:
+        UserError: the first error, with the number of others.
     """
-    facts = ImageFacts(len(images))
-    source = f"the images of {name}"
-    for image, header in zip(images, read_headers([x["file_name"] for x in images])):
+    findings, _ = inspect_image_files(datasets, cfg)
+    for warning in findings.warnings.values():
+        logger.warning(str(warning))
+    findings.raise_errors()
+
+
+def inspect_image_files(
+    datasets: dict[str, DatasetFacts], cfg: CfgNode
+) -> tuple[Findings, dict[str, ImageFacts]]:
+    """Read the headers of all images of data sets.
+
+    Args:
+        datasets: by their names.
+        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, bad images are warnings instead of errors.
+
+    Returns:
+        what Detectron2 would choke on, or read as something else than meant; and of each data set
+        what its images are.
+    """
+    findings = Findings()
+    facts = {name: _inspect(dataset, cfg, findings) for name, dataset in datasets.items()}
+    return findings, facts
+
+
+def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFacts:
+    facts = ImageFacts(dataset.num_images)
+    source = f"the images of {dataset.name}"
+    skips = cfg.DATASETS.SKIP_BAD_IMAGES
+    left_out = "it is left out"
+    if dataset.name in cfg.DATASETS.TEST:
+        left_out += ", and evaluation counts its objects as not found"
+    headers = read_headers([image["file_name"] for image in dataset.images])
+    for image, header in zip(dataset.images, headers):
+        facts.sizes.append((math.nan, math.nan))
         if header is None:
             facts.num_remote += 1
             continue
@@ -86,13 +119,15 @@ def inspect_images(
         if bad is not None:
             facts.num_bad += 1
             example = f"{_name(image)} {bad.reason}"
-            if skip_bad:
-                findings.warn(bad.kind, source, example, "it is left out")
+            if skips:
+                findings.warn(bad.kind, source, example, left_out)
             else:
                 findings.error(bad.kind, source, example, f"{bad.remedy}, {_SKIP}")
         if isinstance(header, ImageHeader):
             _note(facts, header)
             _warn_of_changes(findings, source, image, header)
+    if skips and 0 < facts.num_bad == facts.num_images:
+        findings.error("all bad", source, "none of them can be used", "see the warnings")
     return facts
 
 
@@ -152,7 +187,7 @@ def _warn_of_changes(
 
 def _note(facts: ImageFacts, header: ImageHeader) -> None:
     facts.modes[header.mode] += 1
-    facts.sizes[header.width, header.height] += 1
+    facts.sizes[-1] = (header.width, header.height)
     facts.num_turned += header.orientation > 1
     facts.num_transparent += header.is_transparent
     facts.num_animated += header.is_animated
@@ -173,7 +208,7 @@ def without_bad_images(images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[
     if not skip_bad and all("width" in x and "height" in x for x in images):
         return images
     good, bad = [], []
-    for image, header in zip(images, read_headers([x["file_name"] for x in images])):
+    for image, header in zip(images, read_headers([os.fspath(x["file_name"]) for x in images])):
         problem = None if header is None else bad_image(image, header)
         if isinstance(header, ImageHeader):
             image.setdefault("width", header.width)

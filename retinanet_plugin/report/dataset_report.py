@@ -1,0 +1,210 @@
+"""What a data set looks like to a model: images, boxes after resizing, boxes without an anchor."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
+from ..data.dataset_facts import DatasetFacts
+from ..data.image_files import ImageFacts
+from .tables import facts as fact_lines
+from .tables import table
+
+# Of areas in pixels of the resized image: COCO's borders of small, medium and large.
+_AREA_BORDERS = (32**2, 96**2)
+_AREA_NAMES = ("small", "medium", "large")
+_MOST_CLASSES = 40
+
+
+@dataclass
+class ResizedBoxes:
+    """Boxes without crowds, as a model sees them; arrays over those of images of known size."""
+
+    image_sizes: np.ndarray  # (N', 2), of the images themselves
+    classes: np.ndarray  # (M',)
+    images: np.ndarray  # (M',), index of the image
+    areas: np.ndarray  # (M',), in pixels of the resized image
+    ious: np.ndarray | None  # (M',), with the best anchor; None: not a grid of anchors
+
+
+def resized_boxes(
+    cfg: CfgNode,
+    facts: DatasetFacts,
+    image_facts: ImageFacts | None,
+    model: nn.Module | None,
+    is_train: bool,
+) -> ResizedBoxes:
+    """
+    Args:
+        cfg: the sizes are those of ``INPUT``.
+        facts, image_facts: of the data set; sizes are those of the files, if they were looked at.
+        model: its anchors are compared; None: there is no such model.
+        is_train: whether the sizes of training or those of testing are meant.
+    """
+    sizes = facts.sizes
+    if image_facts is not None:
+        of_files = np.array(image_facts.sizes, np.float64).reshape(-1, 2)
+        sizes = np.where(np.isnan(of_files), sizes, of_files)
+    is_known = ~np.isnan(sizes).any(axis=1)
+    max_size = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
+    new_sizes = np.full_like(sizes, np.nan)
+    new_sizes[is_known] = resized(sizes[is_known], short_edge(cfg, is_train), max_size)
+
+    index = facts.image_of
+    chosen = is_known[index] & ~facts.is_crowd
+    index = index[chosen]
+    # Detectron2 clips boxes to their images, and drops those of which nothing is left.
+    boxes = np.tile(new_sizes[index] / sizes[index], 2) * facts.boxes[chosen]
+    boxes = np.clip(boxes, 0, np.tile(new_sizes[index], 2))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    is_left = (sides > 0).all(axis=1)
+    ious = None
+    if model is not None and has_grid_of_anchors(model):
+        ious = best_iou(boxes[is_left], new_sizes[index][is_left], model)
+    return ResizedBoxes(
+        image_sizes=sizes[is_known],
+        classes=facts.classes[chosen][is_left],
+        images=index[is_left],
+        areas=sides[is_left].prod(axis=1),
+        ious=ious,
+    )
+
+
+def describe_dataset(
+    cfg: CfgNode,
+    facts: DatasetFacts,
+    image_facts: ImageFacts | None,
+    boxes: ResizedBoxes,
+    is_train: bool,
+) -> list[str]:
+    """Lines of text about one data set."""
+    lines = [
+        f"{facts.name} ({'DATASETS.TRAIN' if is_train else 'DATASETS.TEST'}): "
+        f"{_count(facts.num_images, 'image')}, {_count(facts.num_boxes, 'box', 'boxes')}, "
+        f"{_count(facts.num_crowds, 'region')} to ignore (crowds), "
+        f"{_count(len(facts.class_names), 'class', 'classes')}"
+    ]
+    pairs = [("annotations", facts.source)]
+    if image_facts is not None:
+        pairs.append(("image files", _files(image_facts)))
+    if len(boxes.image_sizes):
+        pairs.append(("image sizes", _sizes(boxes.image_sizes)))
+        pairs.append(("resized by", _resizing(cfg, is_train)))
+    pairs.append(("in an image", _per_image(cfg, facts)))
+    lines += fact_lines(pairs, indent=2)
+    if len(boxes.areas):
+        lines += ["", *_class_table(cfg, facts, boxes)]
+    return lines
+
+
+def _files(facts: ImageFacts) -> str:
+    parts = [
+        _count(facts.num_images - facts.num_remote, "header") + " read",
+        *(f"{mode} {count:,}" for mode, count in facts.modes.most_common()),
+    ]
+    noted = {
+        "bad": facts.num_bad,
+        "not on this machine, not looked at": facts.num_remote,
+        "turned by EXIF": facts.num_turned,
+        "with transparency": facts.num_transparent,
+        "of several frames, of which the first counts": facts.num_animated,
+    }
+    return ", ".join(parts + [f"{count:,} {what}" for what, count in noted.items() if count])
+
+
+def _sizes(sizes: np.ndarray) -> str:
+    unique, counts = np.unique(sizes.astype(int), axis=0, return_counts=True)
+    width, height = unique[counts.argmax()]
+    if len(unique) == 1:
+        return f"all {width} x {height}"
+    (w1, h1), (w2, h2) = unique.min(axis=0), unique.max(axis=0)
+    return (
+        f"{len(unique):,} different, widths {w1} to {w2}, heights {h1} to {h2}, most often "
+        f"{width} x {height} ({counts.max():,})"
+    )
+
+
+def _resizing(cfg: CfgNode, is_train: bool) -> str:
+    edge = short_edge(cfg, is_train)
+    name, max_size = "TEST", cfg.INPUT.MAX_SIZE_TEST
+    if is_train:
+        name, max_size = "TRAIN", cfg.INPUT.MAX_SIZE_TRAIN
+    if edge == 0:
+        return f"INPUT.MIN_SIZE_{name} 0: not at all"
+    given = cfg.INPUT[f"MIN_SIZE_{name}"]
+    several = not isinstance(given, int) and len(given) > 1
+    middle = f" (the middle of {min(given)} to {max(given)})" if several else ""
+    return f"INPUT.MIN_SIZE_{name} {edge}{middle}, MAX_SIZE_{name} {max_size}"
+
+
+def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
+    counts = facts.boxes_per_image
+    if not len(counts):
+        return "no images"
+    return (
+        f"{np.median(counts):.0f} boxes (median), at most {counts.max():,} "
+        f"(TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}), "
+        f"none in {_count(int((counts == 0).sum()), 'image')}"
+    )
+
+
+def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
+    """A row for each class, the most frequent first, and one for all."""
+    iou = foreground_iou(cfg)
+    areas = np.digitize(boxes.areas, _AREA_BORDERS)
+    is_unreached = None if boxes.ious is None or iou is None else boxes.ious < iou
+    header = ["class", "boxes", "images", "small", "medium", "large", "size 5%", "50%", "95%"]
+    if is_unreached is not None:
+        header += [f"IoU<{iou:g}", *_AREA_NAMES]
+    counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
+    order = np.argsort(-counts, kind="stable")
+    named = [(str(facts.class_names[k])[:24], boxes.classes == k) for k in order[:_MOST_CLASSES]]
+    rows = [
+        _row(name, chosen, boxes, areas, is_unreached)
+        for name, chosen in [*named, ("all", np.ones(len(boxes.classes), bool))]
+    ]
+    if len(order) > _MOST_CLASSES:
+        rest = counts[order[_MOST_CLASSES:]]
+        name = f"... {len(rest):,} classes of {rest.min():,} to {rest.max():,}"
+        rows.insert(-1, [name, *[""] * (len(header) - 1)])
+    notes = [
+        "size: square root of the area after resizing, in pixels; small: below 32, large: from 96",
+        f"IoU<{iou:g}: boxes that no anchor covers with an IoU of {iou:g}, the smallest that makes "
+        "an anchor foreground"
+        if is_unreached is not None
+        else "",
+    ]
+    return table(header, rows, indent=2) + [f"  {note}" for note in notes if note]
+
+
+def _row(
+    name: str,
+    chosen: np.ndarray,
+    boxes: ResizedBoxes,
+    areas: np.ndarray,
+    is_unreached: np.ndarray | None,
+) -> list[str]:
+    count = int(chosen.sum())
+    num_images = len(np.unique(boxes.images[chosen]))
+    row = [name, f"{count:,}", f"{num_images:,}"]
+    of_area = [chosen & (areas == i) for i in range(3)]
+    row += [_percent(int(x.sum()), count) for x in of_area]
+    sizes = np.sqrt(boxes.areas[chosen])
+    row += [f"{x:.0f}" for x in np.quantile(sizes, (0.05, 0.5, 0.95))] if count else ["-"] * 3
+    if is_unreached is not None:
+        row += [_percent(int((x & is_unreached).sum()), int(x.sum())) for x in (chosen, *of_area)]
+    return row
+
+
+def _percent(part: int, whole: int) -> str:
+    """Only all is 100%, only nothing 0%."""
+    if whole == 0:
+        return "-"
+    share = 100 * part / whole
+    return f"{min(99.0, max(1.0, share)) if 0 < part < whole else share:.0f}%"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
