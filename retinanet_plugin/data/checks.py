@@ -1,44 +1,101 @@
 """What training or evaluation would stumble over in the data, found before either starts."""
 
 import difflib
-import os
-from collections import defaultdict
-from collections.abc import Sequence
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .coco_json import read_coco
+from .box_checks import check_boxes
+from .coco_format import CocoFile, read_content, to_coco_file
+from .coco_json import CocoJson, describe_source
+from .dataset_dicts import check_dataset_dicts, load_dataset_dicts
+from .dataset_facts import DatasetFacts
+from .findings import Findings
+from .set_checks import check_each_set, check_sets_together
+from .stock_loader import check_stock_loader, is_stock_coco
+from .voc import is_stock_voc, read_voc
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
-def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Refuse data that training or evaluation would stumble over later.
+def check_datasets(cfg: CfgNode, eval_only: bool = False) -> dict[str, DatasetFacts]:
+    """Refuse data that training or evaluation would stumble over later, and warn of the rest.
 
-    Reads the annotation files of ``DATASETS.TRAIN`` (unless ``eval_only``) and ``DATASETS.TEST``
-    that are in COCO's format; of others, the class names that they registered.
+    Args:
+        cfg: names the data sets; see :func:`inspect_datasets`.
+        eval_only: whether ``DATASETS.TRAIN`` is not read.
+
+    Returns:
+        of each data set, by its name, what it has.
 
     Raises:
-        UserError: a name that is not registered, an unusable annotation file, missing images, a
-            test set that no evaluator here knows, categories that differ between data sets or
-            from ``MODEL.RETINANET.NUM_CLASSES``.
+        UserError: the first error, with the number of others.
+    """
+    findings, facts = inspect_datasets(cfg, eval_only)
+    for warning in findings.warnings.values():
+        logger.warning(str(warning))
+    findings.raise_errors()
+    return facts
+
+
+def inspect_datasets(
+    cfg: CfgNode, eval_only: bool = False
+) -> tuple[Findings, dict[str, DatasetFacts]]:
+    """Read the annotations of ``DATASETS.TRAIN`` (unless ``eval_only``) and ``DATASETS.TEST``.
+
+    Args:
+        cfg: with the data sets registered.
+        eval_only: whether ``DATASETS.TRAIN`` is not read.
+
+    Returns:
+        what is wrong or probably not meant, and of each data set that could be read what it has.
     """
     train = () if eval_only else tuple(cfg.DATASETS.TRAIN or ())
     test = tuple(cfg.DATASETS.TEST or ())
+    findings = Findings()
     if not eval_only and not train:
-        raise UserError("DATASETS.TRAIN is empty: name the data sets to train on")
+        findings.error("train", "DATASETS.TRAIN", "it is empty", "name the data sets to train on")
     if eval_only and not test:
-        raise UserError("DATASETS.TEST is empty: name the data sets to evaluate on")
-    classes_of = {name: _check_dataset(name, name in train, name in test) for name in train + test}
-    for name in test:
-        check_evaluator_type(name)
-    known = {name: classes for name, classes in classes_of.items() if classes is not None}
-    if known:
-        _check_classes(known, cfg.MODEL.RETINANET.NUM_CLASSES)
+        remedy = "name the data sets to evaluate on"
+        findings.error("test", "DATASETS.TEST", "it is empty", remedy)
+    facts = {}
+    for name in dict.fromkeys(train + test):
+        found = _inspect(name, name in train, name in test, cfg, findings)
+        if found is not None:
+            facts[name] = found
+    check_sets_together(facts, train, test, cfg, findings)
+    return findings, facts
+
+
+def num_classes_of(cfg: CfgNode) -> tuple[int, str] | None:
+    """How many classes the data have, and the name of the data set that says so.
+
+    Args:
+        cfg: the first of ``DATASETS.TRAIN`` and ``DATASETS.TEST`` that says it is asked.
+
+    Returns:
+        None if no data set says it before its data are loaded.
+
+    Raises:
+        UserError: an annotation file cannot be read.
+    """
+    for name in (*(cfg.DATASETS.TRAIN or ()), *(cfg.DATASETS.TEST or ())):
+        if name not in DatasetCatalog.list():
+            continue
+        loader = DatasetCatalog[name]
+        findings = Findings()
+        coco: CocoFile | None = None
+        if isinstance(loader, CocoJson):
+            coco = loader.read(findings)
+        class_names = coco.class_names if coco else MetadataCatalog.get(name).get("thing_classes")
+        findings.raise_errors()
+        if class_names:
+            return len(class_names), name
+    return None
 
 
 def check_evaluator_type(name: str) -> str:
@@ -57,73 +114,76 @@ def check_evaluator_type(name: str) -> str:
     return evaluator_type
 
 
-def _check_classes(classes_of: dict[str, list[str]], num_classes: int) -> None:
-    first, *others = classes_of
-    for name in others:
-        if classes_of[name] != classes_of[first]:
-            raise UserError(
-                f"the categories of {first} ({_list(classes_of[first])}) and {name} "
-                f"({_list(classes_of[name])}) differ: use data sets with the same categories"
-            )
-    if num_classes != len(classes_of[first]):
-        raise UserError(
-            f"MODEL.RETINANET.NUM_CLASSES is {num_classes} but {first} has "
-            f"{len(classes_of[first])} categories ({_list(classes_of[first])}): "
-            f"set MODEL.RETINANET.NUM_CLASSES {len(classes_of[first])}"
-        )
-
-
-def _check_dataset(name: str, trained: bool, evaluated: bool) -> list[str] | None:
-    """Class names of a registered data set, in the order of the class ids; None: unknown."""
+def _inspect(
+    name: str, trained: bool, evaluated: bool, cfg: CfgNode, findings: Findings
+) -> DatasetFacts | None:
     if name not in DatasetCatalog.list():
         close = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=3, cutoff=0.4)
-        raise UserError(
-            f"no data set is registered as {name!r}: "
-            + (f"did you mean {' or '.join(close)}, or " if close else "")
-            + "is it missing in DATASETS.COCO_JSON?"
-        )
+        nearest = f"did you mean {' or '.join(close)}, or " if close else ""
+        what = f"no data set is registered as {name!r}"
+        remedy = f"{nearest}is it missing in DATASETS.COCO_JSON?"
+        findings.error(f"unknown {name}", "DATASETS", what, remedy)
+        return None
+    if evaluated:
+        try:
+            check_evaluator_type(name)
+        except UserError as error:
+            what, _, remedy = str(error).partition(": ")
+            findings.error("evaluator", "DATASETS.TEST", what, remedy)
+    num_errors = len(findings.errors)
+    facts = _read(name, evaluated, cfg, findings)
+    if facts is None:
+        return None
+    # What entries that could be read lack is of little use beside those that could not.
+    if len(findings.errors) == num_errors:
+        check_each_set(facts, trained, evaluated, cfg, findings)
+        check_boxes(facts, findings)
+    return facts
+
+
+def _read(name: str, evaluated: bool, cfg: CfgNode, findings: Findings) -> DatasetFacts | None:
+    """The data set as its own loader will read it; None after an error that leaves nothing."""
     metadata = MetadataCatalog.get(name)
-    evaluator_type, json_file = metadata.get("evaluator_type"), metadata.get("json_file")
-    if evaluator_type == "pascal_voc":
-        _check_voc(name, metadata)
-    if evaluator_type != "coco" or json_file is None:
-        return metadata.get("thing_classes")
-    coco = read_coco(name, json_file, evaluated)
-    _check_images(name, metadata.image_root, coco["images"])
-    if trained and not any(not a.get("iscrowd", 0) for a in coco["annotations"]):
-        raise UserError(
-            f"the annotation file {json_file} of {name} has no box to train on: annotate objects, "
-            "or take it out of DATASETS.TRAIN"
+    loader = DatasetCatalog[name]
+    if isinstance(loader, CocoJson):
+        source = describe_source(name, loader.json_file)
+        return _coco_facts(name, source, loader.read(findings))
+    if is_stock_coco(name):
+        source = describe_source(name, metadata.json_file)
+        content = read_content(metadata.json_file, source, findings)
+        if content is None:
+            return None
+        check_stock_loader(content, metadata.json_file, source, findings)
+        return _coco_facts(
+            name, source, to_coco_file(content, metadata.image_root, source, findings)
         )
-    # Detectron2 numbers the categories in the order of their ids.
-    return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    class_names = list(metadata.get("thing_classes") or map(str, range(num_classes)))
+    if is_stock_voc(name, metadata):
+        images = read_voc(name, metadata, evaluated, findings)
+        source = f"the Pascal VOC set {name} in {metadata.dirname}"
+    else:
+        source = f"the data set {name}"
+        images = _own_images(name, source, metadata, class_names, evaluated, findings)
+    return None if images is None else DatasetFacts(name, source, class_names, images)
 
 
-def _check_voc(name: str, metadata: Any) -> None:
-    path = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
-    if not PathManager.isfile(path):
-        raise UserError(
-            f"the image list {path} of {name} does not exist: put Pascal VOC there, or set "
-            "DETECTRON2_DATASETS to the folder that holds it"
-        )
+def _coco_facts(name: str, source: str, coco: CocoFile | None) -> DatasetFacts | None:
+    if coco is None:
+        return None
+    return DatasetFacts(name, source, coco.class_names, coco.images, coco.is_annotated)
 
 
-def _check_images(name: str, image_root: str, images: list[dict[str, Any]]) -> None:
-    files_in = defaultdict(list)
-    for image in images:
-        folder, file_name = os.path.split(os.path.join(image_root, image["file_name"]))
-        files_in[folder].append(file_name)
-    missing = []
-    for folder, file_names in files_in.items():
-        present = set(PathManager.ls(folder)) if PathManager.isdir(folder) else set()
-        missing += [os.path.join(folder, f) for f in file_names if f not in present]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(images)} images of {name} are missing, the first is "
-            f"{missing[0]}: correct the image folder, or remove them from the annotation file"
-        )
-
-
-def _list(names: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(map(str, names[:most]))
-    return shown if len(names) <= most else f"{shown}, ... {len(names)} in all"
+def _own_images(
+    name: str,
+    source: str,
+    metadata: Any,
+    class_names: list[str],
+    evaluated: bool,
+    findings: Findings,
+) -> list[dict[str, Any]] | None:
+    """What a function that somebody registered returns."""
+    dicts = load_dataset_dicts(name, source, findings)
+    if dicts is None:
+        return None
+    return check_dataset_dicts(dicts, len(class_names), evaluated, source, findings)

@@ -1,25 +1,15 @@
-"""Data sets in COCO's format: registered from a config, read with errors that a user can mend."""
+"""Data sets in COCO's format that a config lists, registered in Detectron2's catalogs."""
 
-import json
-import math
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-
-# What Detectron2 reads of each list, and the types that it can use.
-_FIELDS: dict[str, dict[str, Any]] = {
-    "images": {"id": (int, str), "file_name": str, "height": (int, float), "width": (int, float)},
-    "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
-# What COCO's evaluation reads beside.
-_EVALUATION_FIELDS = {"area": (int, float), "iscrowd": int}
+from .coco_format import CocoFile, read_coco
+from .findings import Findings
 
 
 def register_coco_json(entries: Iterable[Any] | None) -> None:
@@ -41,7 +31,7 @@ def register_coco_json(entries: Iterable[Any] | None) -> None:
             )
         name, json_file, image_root = entry
         if name not in DatasetCatalog.list():
-            register_coco_instances(name, {}, json_file, image_root)
+            DatasetCatalog.register(name, CocoJson(name, json_file, image_root))
             continue
         metadata = MetadataCatalog.get(name)
         known = (metadata.get("json_file"), metadata.get("image_root"))
@@ -52,93 +42,74 @@ def register_coco_json(entries: Iterable[Any] | None) -> None:
             )
 
 
-def read_coco(name: str, json_file: str, evaluated: bool) -> dict[str, list[dict[str, Any]]]:
-    """The content of an annotation file, if Detectron2 can train on it or evaluate with it.
+def describe_source(name: str, json_file: str) -> str:
+    """What findings call an annotation file."""
+    return f"the annotation file {json_file} of {name}"
 
-    Args:
-        name: of the data set, for messages.
-        json_file: in COCO's format of object detection.
-        evaluated: whether COCO's evaluation will read it.
 
-    Returns:
-        with the lists ``images``, ``annotations`` and ``categories``.
+class CocoJson:
+    """What Detectron2's catalog calls for the dataset dicts of an annotation file.
 
-    Raises:
-        UserError: the file cannot be read, is no JSON, or an entry of it cannot be used.
+    What has been read for a check is kept for the first call, which then need not read it again.
     """
-    source = f"the annotation file {json_file} of {name}"
-    try:
-        with PathManager.open(json_file) as f:
-            coco = json.load(f)
-    except OSError as error:
-        raise UserError(
-            f"{source} cannot be read ({error.strerror}): correct its path, or set "
-            "DETECTRON2_DATASETS for Detectron2's own data sets"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{source} is not JSON ({error}): export it again") from error
-    if os.path.basename(json_file).startswith("image_info_") and isinstance(coco, dict):
-        # COCO's name for test sets, whose annotations only its evaluation server has.
-        coco.setdefault("annotations", [])
-    for key, fields in _FIELDS.items():
-        if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
-            raise UserError(
-                f"{source} has no list {key!r}: it is not in COCO's format of object detection"
-            )
-        if evaluated and key == "annotations":
-            fields = {**fields, **_EVALUATION_FIELDS}
-        _check_entries(source, key, coco[key], fields)
-    _check_annotations(source, coco, evaluated)
-    return coco
 
+    def __init__(self, name: str, json_file: str, image_root: str) -> None:
+        self.name, self.json_file, self.image_root = name, json_file, image_root
+        self._kept: tuple[Any, CocoFile, Findings] | None = None
+        MetadataCatalog.get(name).set(
+            json_file=json_file, image_root=image_root, evaluator_type="coco"
+        )
 
-def _check_entries(source: str, key: str, entries: list[Any], fields: dict[str, Any]) -> None:
-    """Refuse entries that lack a field or have one of the wrong type, and ids used twice."""
-    seen = set()
-    for i, entry in enumerate(entries):
-        for field, types in fields.items():
-            if not isinstance(entry, dict) or field not in entry:
-                raise UserError(
-                    f"{source}: {key}[{i}] has no {field!r}: it is not in COCO's format of object "
-                    "detection"
-                )
-            if not isinstance(entry[field], types):
-                types = types if isinstance(types, tuple) else (types,)
-                raise UserError(
-                    f"{source}: {key}[{i}] has {field} {entry[field]!r}: write a value of type "
-                    f"{' or '.join(t.__name__ for t in types)}"
-                )
-        if entry["id"] in seen:
-            raise UserError(
-                f"{source}: {key}[{i}] has id {entry['id']!r}, as another one has: give every "
-                "entry an id of its own"
-            )
-        seen.add(entry["id"])
+    def __call__(self) -> list[dict[str, Any]]:
+        """
+        Raises:
+            UserError: the file cannot be read, or an entry of it not as meant.
+        """
+        findings = Findings()
+        coco = self.read(findings)
+        findings.raise_errors()
+        assert coco is not None
+        self._kept = None  # its reader may change it
+        return coco.images
 
+    def read(self, findings: Findings) -> CocoFile | None:
+        """The content of the file, not to be changed; None if it cannot be read.
 
-def _check_annotations(source: str, coco: dict[str, Any], evaluated: bool) -> None:
-    """Refuse annotations that point to nothing, or whose box is none."""
-    known = {
-        "category_id": ("categories", {c["id"] for c in coco["categories"]}),
-        "image_id": ("images", {image["id"] for image in coco["images"]}),
-    }
-    for annotation in coco["annotations"]:
-        this = f"{source}: annotation {annotation['id']}"
-        for field, (key, ids) in known.items():
-            if annotation[field] not in ids:
-                raise UserError(
-                    f"{this} has {field} {annotation[field]}, which {key!r} lacks: remove the "
-                    "annotation or add the entry"
-                )
-        bbox = annotation["bbox"]
-        if len(bbox) != 4 or not all(map(_is_finite, bbox)) or min(bbox[2:]) < 0:
-            raise UserError(f"{this} has bbox {bbox}: write [x, y, width, height] in pixels")
-        if evaluated and annotation["id"] == 0:
-            raise UserError(
-                f"{this} would count as not found, since COCO's evaluation takes 0 for no match: "
-                "number annotations from 1"
-            )
+        Args:
+            findings: gets what is wrong with it.
+        """
+        stamp = self._stamp()
+        if self._kept is None or self._kept[0] != stamp:
+            self._kept = None
+            found = Findings()
+            source = describe_source(self.name, self.json_file)
+            coco = read_coco(self.json_file, self.image_root, source, found)
+            if coco is None:
+                findings.extend(found)
+                return None
+            self._kept = (stamp, coco, found)
+            self._set_metadata(coco)
+        findings.extend(self._kept[2])
+        return self._kept[1]
 
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What changes with the file."""
+        try:
+            stat = os.stat(PathManager.get_local_path(self.json_file))
+        except (OSError, ValueError):
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, (int, float)) and math.isfinite(number)
+    def _set_metadata(self, coco: CocoFile) -> None:
+        """What Detectron2's ``load_coco_json`` sets."""
+        values = {
+            "json_file": self.json_file,
+            "image_root": self.image_root,
+            "evaluator_type": "coco",
+            "thing_classes": coco.class_names,
+            "thing_dataset_id_to_contiguous_id": coco.class_of,
+        }
+        metadata = MetadataCatalog.get(self.name)
+        if any(metadata.get(key, value) != value for key, value in values.items()):
+            MetadataCatalog.remove(self.name)  # the file has changed; Detectron2 takes no new value
+        MetadataCatalog.get(self.name).set(**values)
