@@ -10,7 +10,6 @@ import os
 
 import matplotlib
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
@@ -18,7 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 
 from ..data.checks import check_datasets
-from ..engine import check_weights
+from ..engine import Checkpointer, check_weights
 from ..errors import UserError
 from ..losses import FocalLoss
 from .arguments import add_config_arguments, positive_number, read_config
@@ -81,7 +80,8 @@ def _errors(cfg: CfgNode, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
     ``BACKGROUND_ENTRIES`` random ones are taken.
     """
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    report, _ = Checkpointer(model, cfg=cfg).load_model(cfg.MODEL.WEIGHTS)
+    report.refuse_unless_it_fits()
     # With annotations as for training, at the size of testing.
     augmentations = build_augmentation(cfg, is_train=False)
     mapper = DatasetMapper(cfg, is_train=True, augmentations=augmentations)

@@ -1,11 +1,12 @@
 """Checkpoints that are whole, hold plain values alone, and are enough to go on or to predict."""
 
+import contextlib
 import importlib
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import detectron2
@@ -18,6 +19,7 @@ from torch import nn
 from ..errors import UserError
 from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
 from .weight_files import UnreadableError, read_checkpoint, read_weights
+from .weight_report import WeightReport
 from .whole_files import write_whole_file
 
 logger = logging.getLogger("detectron2.checkpointer")
@@ -65,15 +67,16 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        path = self._write(name, kwargs)
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        path = self._write(name, {**states, **kwargs})
         self.tag_last_checkpoint(os.path.basename(path))
         self._newest = path
         self._remove_oldest(path)
 
-    def save_best(self, metric: float, **kwargs: Any) -> bool:
-        """Write model_best.pth if ``metric`` is higher than ever in this training.
+    def save_best(self, metric: float) -> bool:
+        """Write the weights to model_best.pth if ``metric`` is higher than ever in this training.
 
-        ``--resume`` does not take it as the last.
+        It is to predict with: ``--resume`` never goes on from it.
 
         Returns:
             bool: whether it was higher; NaN never is.
@@ -85,14 +88,21 @@ class Checkpointer(DetectionCheckpointer):
             return False
         self.best_metric = float(metric)
         if self.save_dir and self.save_to_disk:
-            self._write("model_best", {**kwargs, "best_metric": self.best_metric})
+            self._write("model_best", {"best_metric": self.best_metric})
         return True
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self,
+        path: str,
+        checkpointables: list[str] | None = None,
+        source: str = "MODEL.WEIGHTS",
+    ) -> dict[str, Any]:
         """Load weights, and the states of ``checkpointables`` (default: all that are there).
 
         Args:
             path: as :func:`retinanet_plugin.engine.weight_files.read_weights` takes it; "": none.
+            checkpointables: names; None: all.
+            source: what names the file, for messages.
 
         Returns:
             dict: what else the file holds.
@@ -103,14 +113,44 @@ class Checkpointer(DetectionCheckpointer):
         if not path:
             logger.info("MODEL.WEIGHTS is empty: all weights are new")
             return {}
-        checkpoint = read_weights(path)
-        incompatible = self._load_model(checkpoint)
-        if incompatible is not None:
-            self._log_incompatible_keys(incompatible)
+        report, checkpoint = self.load_model(path, source)
+        logger.log(logging.WARNING if report.is_suspicious else logging.INFO, str(report))
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key in checkpoint:
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
+
+    def load_model(
+        self, path: str, source: str = "MODEL.WEIGHTS"
+    ) -> tuple[WeightReport, dict[str, Any]]:
+        """Load weights into the model and say nothing.
+
+        Args:
+            path: as :func:`retinanet_plugin.engine.weight_files.read_weights` takes it.
+            source: what names the file, for the report.
+
+        Returns:
+            what came of it, and what else the file holds.
+
+        Raises:
+            UserError: the file cannot be read, or fits in more ways than one.
+        """
+        checkpoint = read_weights(path, source)
+        # Of these loggers, a line for each name; the report has the names in short.
+        with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
+            try:
+                incompatible = self._load_model(checkpoint)
+            except ValueError as error:
+                raise UserError(
+                    f"{source} {path} cannot be matched with the model's names ({error}): give "
+                    "weights of this model or of its backbone"
+                ) from error
+        class_names = checkpoint.get("class_names") or ()
+        data_class_names = self._class_names()
+        report = WeightReport.of(
+            f"{source} {path}", self.model, incompatible, class_names, data_class_names
+        )
+        return report, checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the newest whole checkpoint; if there is none, load the weights of ``path``.
@@ -122,7 +162,7 @@ class Checkpointer(DetectionCheckpointer):
         if not found:
             return self.load(path, checkpointables=[])
         self.best_metric = self._saved_best_metric()
-        return self.load(found)
+        return self.load(found, source="the checkpoint")
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
@@ -139,10 +179,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _write(self, name: str, more: dict[str, Any]) -> str:
         path = os.path.join(self.save_dir, f"{name}.pth")
-        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
         content = {
             "model": self.model.state_dict(),
-            **_plain({**states, **more}, "checkpoint"),
+            **_plain(more, "checkpoint"),
             **(describe_training(self.cfg) if self.cfg else {}),
         }
         logger.info(f"Saving checkpoint to {path}")
@@ -156,6 +195,12 @@ class Checkpointer(DetectionCheckpointer):
                 if path != newest:
                     os.unlink(path)
 
+    def _class_names(self) -> list[str]:
+        if self.cfg is None:
+            return []
+        # An evaluation does not read DATASETS.TRAIN, which may be any by then.
+        return class_names_of(self.cfg.DATASETS.TEST or self.cfg.DATASETS.TRAIN)
+
     def _saved_best_metric(self) -> float:
         path = os.path.join(self.save_dir, "model_best.pth")
         try:
@@ -165,13 +210,29 @@ class Checkpointer(DetectionCheckpointer):
         return float(best) if isinstance(best, float) else -math.inf
 
 
+def class_names_of(datasets: Sequence[str]) -> list[str]:
+    """Of the first of these data sets that was read, so that Detectron2 knows them; or none."""
+    known = (MetadataCatalog.get(name).get("thing_classes") for name in datasets)
+    return [str(name) for name in next(filter(None, known), ())]
+
+
+@contextlib.contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    for each in loggers:
+        each.disabled = True
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.disabled = False
+
+
 def describe_training(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says about its weights, so that it alone is enough to predict."""
-    train = cfg.DATASETS.TRAIN
-    names = MetadataCatalog.get(train[0]).get("thing_classes") if train else None
     package = importlib.import_module("..", __package__)
     return {
-        "class_names": [str(name) for name in names or ()],
+        "class_names": class_names_of(cfg.DATASETS.TRAIN),
         "preprocessing": {
             "format": cfg.INPUT.FORMAT,
             "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],

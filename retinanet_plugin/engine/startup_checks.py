@@ -1,9 +1,7 @@
 """What is checked before a model is trained or evaluated, so that a mistake costs seconds."""
 
 import argparse
-import os
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -11,17 +9,20 @@ from detectron2.modeling import (
     META_ARCH_REGISTRY,
 )
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-from ..config import check_config
 from ..data.checks import check_datasets
+from ..data.image_files import check_image_files
 from ..errors import UserError, registered
-from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
-
-# Frozen layers of random weights learn nothing, and such a training soon ends in NaN.
-_FROM_RANDOM_WEIGHTS = (
-    "train from random weights with MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 "
-    "MODEL.RESNETS.NORM BN"
-)
+from ..execution.cuda_graphs import CudaGraphs
+from .checkpointer import Checkpointer
+from .config_checks import check_values
+from .config_values import flattened
+from .device_checks import check_devices, check_processes
+from .earlier_checkpoints import find_checkpoint
+from .output_dir import check_output_dir
+from .startup_log import log_on_console
+from .weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 
 
 def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -34,20 +35,22 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         UserError: from the config, the devices, the data sets, the weights or the model.
     """
-    check_config(cfg)
-    num_processes = max(1, args.num_gpus) * args.num_machines
-    _check_devices(cfg.MODEL.DEVICE, args)
-    _check_processes(cfg, num_processes, args.eval_only)
-    check_datasets(cfg, args.eval_only)
-    # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
-    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if not resumes:
-        check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
-    check_model(cfg)
+    with log_on_console():
+        check_values(cfg, args)
+        check_devices(cfg, args)
+        check_processes(cfg, args)
+        check_output_dir(cfg.OUTPUT_DIR)
+        model = check_model(cfg)
+        check_image_files(check_datasets(cfg, args.eval_only), cfg)
+        # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
+        checkpoint = find_checkpoint(cfg.OUTPUT_DIR, quiet=True) if args.resume else None
+        if not checkpoint:
+            check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
+        check_weights_fit(cfg, model, checkpoint, args.eval_only)
 
 
-def check_model(cfg: CfgNode) -> None:
-    """Build the model and drop it: that takes a second, and its parts say what does not fit.
+def check_model(cfg: CfgNode) -> nn.Module:
+    """Build the model: that takes a second, and its parts say what does not fit.
 
     Raises:
         UserError: a part is not registered, or cannot be built with these keys.
@@ -64,11 +67,50 @@ def check_model(cfg: CfgNode) -> None:
     except (AssertionError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         # What Detectron2's own parts raise.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        where = _keys_with(error.args[0], cfg) if isinstance(error, KeyError) else ""
         raise UserError(
-            f"the model cannot be built from the keys under MODEL ({reason}): correct them"
+            f"the model cannot be built from the keys under MODEL ({where or reason}): correct them"
         ) from error
     if model.RETINANET.CUDA_GRAPH:
         CudaGraphs(built)  # refuses parts that a graph cannot hold
+    return built
+
+
+def _keys_with(value: object, cfg: CfgNode) -> str:
+    """The keys under MODEL that have a value that Detectron2 did not find in a table of its."""
+    return ", ".join(
+        f"{key} is {value!r}"
+        for key, other in flattened(cfg.MODEL, "MODEL.")
+        if type(other) is type(value) and other == value
+    )
+
+
+def check_weights_fit(
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None, eval_only: bool
+) -> None:
+    """Refuse weights with which training or evaluation would not be what was meant.
+
+    Args:
+        cfg: with the data sets read, so that their classes are known.
+        model: of ``cfg``, whose weights are lost.
+        checkpoint: what a resumed run goes on from; None: it starts from ``MODEL.WEIGHTS``.
+        eval_only: whether all of the model is to be in the file.
+
+    Raises:
+        UserError: the file cannot be read, or see :class:`WeightReport`.
+    """
+    if checkpoint:
+        report, _ = Checkpointer(model, cfg=cfg).load_model(checkpoint, "the checkpoint")
+        report.refuse_unless_it_fits()
+    elif cfg.MODEL.WEIGHTS:
+        report, _ = Checkpointer(model, cfg=cfg).load_model(cfg.MODEL.WEIGHTS)
+        report.refuse_unless_it_fits() if eval_only else report.refuse_for_training(model)
+    elif frozen_weights(model):
+        raise UserError(
+            "MODEL.WEIGHTS is empty, but layers are frozen (MODEL.BACKBONE.FREEZE_AT is "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT}, MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM}) and "
+            f"would stay as they are at random: set MODEL.WEIGHTS, or {FROM_RANDOM_WEIGHTS}"
+        )
 
 
 def check_weights(path: str, required: bool = False) -> None:
@@ -94,57 +136,10 @@ def check_weights(path: str, required: bool = False) -> None:
     except OSError as error:
         raise UserError(
             f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
-            f"MODEL.WEIGHTS to its path, or {_FROM_RANDOM_WEIGHTS}"
+            f"MODEL.WEIGHTS to its path, or {FROM_RANDOM_WEIGHTS}"
         ) from error
     if not found:
         raise UserError(
             f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or "
-            f"{_FROM_RANDOM_WEIGHTS}"
-        )
-
-
-def _check_devices(name: str, args: argparse.Namespace) -> None:
-    """Refuse ``MODEL.DEVICE`` and ``--num-gpus`` that this machine does not have."""
-    found = torch.cuda.device_count()
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":  # which is only counted: each process is to start it by itself
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"MODEL.DEVICE is {name}, which PyTorch cannot use here ({reason}): set it to cuda or "
-            "cpu"
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"MODEL.DEVICE is {name} but PyTorch finds no CUDA device here: "
-            "add --opts MODEL.DEVICE cpu, or install a PyTorch build that fits the GPU's driver"
-        )
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise UserError(
-            f"MODEL.DEVICE is {name} but PyTorch finds {found} CUDA devices here, counted from 0: "
-            "set MODEL.DEVICE to one of them"
-        )
-    if args.num_gpus > max(1, found):
-        raise UserError(
-            f"--num-gpus is {args.num_gpus} but PyTorch finds {found} CUDA devices "
-            "here: lower --num-gpus (Detectron2 trains on the CPU in one process)"
-        )
-
-
-def _check_processes(cfg: CfgNode, num_processes: int, eval_only: bool) -> None:
-    """Refuse what several processes cannot do together."""
-    if cfg.SOLVER.IMS_PER_BATCH % num_processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {num_processes} processes "
-            "cannot share evenly: choose a multiple of their number"
-        )
-    if eval_only:
-        return
-    check_cuda_graphs(cfg, num_processes)
-    if num_processes > 1 and cfg.MODEL.DEVICE != "cuda":
-        raise UserError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but {num_processes} processes are to train, each "
-            "on a GPU of its own: set MODEL.DEVICE cuda, or train with --num-gpus 1"
+            f"{FROM_RANDOM_WEIGHTS}"
         )

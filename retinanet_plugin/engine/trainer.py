@@ -4,8 +4,9 @@ import logging
 import os
 from typing import Any
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -14,19 +15,27 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..compat import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
+from ..data.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
+from .checkpointer import Checkpointer
+from .earlier_checkpoints import prepare_output_dir
+from .resumable import ResumableTrainer
+from .signals import at_once
 from .validation import DetectionCounter, validation_losses
 from .watch import EarlyStop, EvaluationHook, log_watched
 
 logger = logging.getLogger("detectron2.trainer")
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     """Detectron2's trainer; evaluates in COCO's or Pascal VOC's way, as the data set asks."""
+
+    checkpointer: DetectionCheckpointer
 
     def __init__(self, cfg: CfgNode) -> None:
         """
@@ -47,30 +56,54 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, with evaluations that are watched: :class:`EvaluationHook`."""
+        # Detectron2's has been made just before; the hooks are to write with this one.
+        stock = self.checkpointer
+        self.checkpointer = Checkpointer(
+            stock.model, stock.save_dir, cfg=self.cfg, **stock.checkpointables
+        )
         evaluation = EvaluationHook(
             self.cfg.TEST.EVAL_PERIOD,
             self._evaluate,
             patience=self.cfg.TEST.EARLY_STOP_PATIENCE,
+            on_better=self.checkpointer.save_best,
         )
         hooks = super().build_hooks()
         return [evaluation if isinstance(hook, EvalHook) else hook for hook in hooks]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load a checkpoint or ``MODEL.WEIGHTS``; then make room for this training's files.
+
+        Raises:
+            UserError: see :meth:`Checkpointer.resume_or_load`.
+        """
+        super().resume_or_load(resume)
+        comm.synchronize()  # the files that are moved may be those that were loaded
+        if comm.is_main_process():
+            prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
 
     def train(self) -> Any:
         """Detectron2's training, which an early stop ends with ``model_final`` as well."""
         try:
             return super().train()
         except EarlyStop as stop:
+            self.iter = self._num_trained - 1
             self.checkpointer.save("model_final", iteration=self.iter)
             logger.info(f"The training ends early, after iteration {self.iter}: {stop}")
         return getattr(self, "_last_eval_results", None)
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        if self.cfg.TEST.VAL_LOSS:
-            for name in self.cfg.DATASETS.TEST:
-                losses = validation_losses(self.cfg, self.checkpointer.model, name)
-                log_watched(self.cfg, name, losses)
+        with at_once():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            if self.cfg.TEST.VAL_LOSS:
+                for name in self.cfg.DATASETS.TEST:
+                    losses = validation_losses(self.cfg, self.checkpointer.model, name)
+                    log_watched(self.cfg, name, losses)
         return self._last_eval_results
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """See :func:`retinanet_plugin.data.test_loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def test(

@@ -30,13 +30,14 @@ class UnreadableError(Exception):
     """A file holds no weights that can be read; the message is a clause: "is empty"."""
 
 
-def read_weights(path: str) -> dict[str, Any]:
+def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     """Read weights as Detectron2 does, without running what a file may carry.
 
     Args:
         path: as in ``MODEL.WEIGHTS``: a file, or an address such as ``https://`` and
             ``detectron2://``, perhaps with ``?matching_heuristics=True`` behind it. Files of
             PyTorch, ``.safetensors``, pickles of Detectron2's and Caffe2's zoos, pycls' ``.pyth``.
+        source: what names the file, for errors.
 
     Returns:
         dict: ``model`` (dict of tensors or arrays), and what else the file holds; with
@@ -50,7 +51,7 @@ def read_weights(path: str) -> dict[str, Any]:
         checkpoint = _read(_local_file(path), os.path.splitext(urlparse(path).path)[1])
         _check_tensors(checkpoint["model"])
     except UnreadableError as error:
-        raise UserError(f"MODEL.WEIGHTS {path} {error}") from error
+        raise UserError(f"{source} {path} {error}") from error
     if uses_heuristics:
         checkpoint["matching_heuristics"] = True
     return checkpoint
