@@ -97,7 +97,8 @@ def test_keys_of_two_stage_models(error_of, key, value):
 
 def test_number_of_classes_differs_from_the_data(error_of):
     message = error_of("MODEL.RETINANET.NUM_CLASSES", "80")
-    assert "MODEL.RETINANET.NUM_CLASSES is 80 but" in message
+    assert "MODEL.RETINANET.NUM_CLASSES" in message
+    assert "80 but" in message
     assert "10 categories" in message
 
 
@@ -123,7 +124,8 @@ def test_pascal_voc_that_is_not_there(error_of):
     config = str(ROOT / "configs/PascalVOC-Detection/retinanet_R_50_FPN.yaml")
     voc = ["DATASETS.TRAIN", "('voc_2007_trainval',)", "DATASETS.TEST", "('voc_2007_test',)"]
     message = error_of("MODEL.DEVICE", "cpu", *voc, config=config)
-    assert "trainval.txt of voc_2007_trainval does not exist: put Pascal VOC there" in message
+    assert "trainval.txt of voc_2007_trainval" in message
+    assert "DETECTRON2_DATASETS" in message
 
 
 def test_test_set_that_no_evaluator_knows(error_of, digits_entries):
@@ -161,8 +163,8 @@ def test_empty_sections(error_of, tmp_path, text, message):
         ("MODEL.BACKBONE.NAME", "build_fpn", "build_fpn_p3p7_backbone"),
         ("MODEL.ANCHOR_GENERATOR.NAME", "Default", "DefaultAnchorGenerator"),
         ("MODEL.RESNETS.DEPTH", "18", "the model cannot be built from the keys under MODEL"),
-        ("MODEL.RESNETS.DEPTH", "42", "the model cannot be built from the keys under MODEL"),
-        ("MODEL.RETINANET.NORM", "GNN", "the model cannot be built from the keys under MODEL"),
+        ("MODEL.RESNETS.DEPTH", "42", "from the keys under MODEL (MODEL.RESNETS.DEPTH is 42)"),
+        ("MODEL.RETINANET.NORM", "GNN", "MODEL.RETINANET.NORM is 'GNN', which this Detectron2"),
         ("MODEL.RETINANET.PRIOR_PROB", "1.0", "MODEL.RETINANET.PRIOR_PROB is 1.0: choose"),
         ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.5, 0.4]", "MODEL.RETINANET.IOU_THRESHOLDS is"),
     ],
@@ -177,7 +179,9 @@ def test_batch_that_processes_cannot_share(error_of):
 
 
 def test_no_data_sets(error_of):
-    assert "DATASETS.TRAIN is empty" in error_of("DATASETS.TRAIN", "()")
+    message = error_of("DATASETS.TRAIN", "()")
+    assert "DATASETS.TRAIN" in message
+    assert "is empty" in message
 
 
 def test_level_that_the_backbone_does_not_make(error_of):

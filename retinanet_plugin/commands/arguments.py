@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ..config import load_config
 from ..data.coco_json import register_coco_json
+from ..data.num_classes import take_num_classes
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +17,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """The config of :func:`add_config_arguments`, its data sets registered.
+    """The config of :func:`add_config_arguments`, its data sets registered and classes counted.
 
     Raises:
         UserError: see :func:`retinanet_plugin.config.load_config`.
     """
     cfg = load_config(args.config_file, args.opts)
     register_coco_json(cfg.DATASETS.COCO_JSON)
+    take_num_classes(cfg, args.config_file, args.opts)
     return cfg
 
 

@@ -9,7 +9,7 @@ from ..config import is_set
 from ..errors import UserError
 from .checks import num_classes_of
 
-KEY = "MODEL.RETINANET.NUM_CLASSES"
+NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 logger = logging.getLogger("detectron2.config")
 
 
@@ -22,7 +22,7 @@ def take_num_classes(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> int
     Returns:
         the number that was taken; None: it was given, or the data do not tell.
     """
-    if is_set(KEY, config_file, opts):
+    if is_set(NUM_CLASSES_KEY, config_file, opts):
         return None
     try:
         found = num_classes_of(cfg)
@@ -32,5 +32,7 @@ def take_num_classes(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> int
         return None
     num_classes, name = found
     cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    logger.info(f"{KEY} is left out of the config: {num_classes}, the categories of {name}")
+    logger.info(
+        f"{NUM_CLASSES_KEY} is left out of the config: {num_classes}, the categories of {name}"
+    )
     return num_classes
