@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ..compat import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
+from ..data.loader_workers import leave_signals_to_main_process
 from ..data.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from .checkpointer import Checkpointer
@@ -103,7 +104,9 @@ class Trainer(ResumableTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """See :func:`retinanet_plugin.data.test_loader.build_test_loader`."""
-        return build_test_loader(cfg, dataset_name)
+        loader = build_test_loader(cfg, dataset_name)
+        loader.worker_init_fn = leave_signals_to_main_process
+        return loader
 
     @classmethod
     def test(

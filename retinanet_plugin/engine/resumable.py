@@ -1,0 +1,184 @@
+"""A training that may be stopped at any moment: resumed, it ends as if it had not been."""
+
+import logging
+import os
+import weakref
+from contextlib import nullcontext
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import PreciseBN
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+
+from ..data.mapper import RetinaNetMapper
+from ..data.random_states import seed_generators
+from ..data.training_order import Restarted, TrainingLoader
+from .resume import (
+    check_foreign_optimizer_state,
+    check_run,
+    describe_run,
+    fitted_optimizer_state,
+    say_changed_values,
+)
+from .signals import Stopped, after_the_step, at_once, has_arrived
+
+logger = logging.getLogger("detectron2.resume")
+
+
+class ResumableTrainer(DefaultTrainer):
+    """Detectron2's trainer, of which every step is a function of the checkpoint before it.
+
+    Images, augmentations and random numbers of a step depend on ``seed``, rank and iteration alone,
+    and on nothing that happened before: no evaluation, no process, no worker.
+
+    Attributes:
+        seed: of this training, drawn when it began; equal in all processes.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.seed: int = comm.shared_random_seed()
+        self._num_trained = 0  # iterations that are complete
+        self.iter: int
+        self.checkpointer: DetectionCheckpointer
+        super().__init__(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
+        """Detectron2's order of the images, from any iteration on."""
+        # Several processes have to stop in the same step.
+        waiting = at_once if comm.get_world_size() == 1 else nullcontext
+        return TrainingLoader(cfg, RetinaNetMapper(cfg, is_train=True), waiting)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks; precise BN sees the same images after an interruption."""
+        hooks = super().build_hooks()
+        if not isinstance(self.data_loader, TrainingLoader):
+            return hooks
+        trainer = weakref.proxy(self)
+        loader = Restarted(self.data_loader, lambda: trainer.iter)
+        test = self.cfg.TEST
+        return [
+            PreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
+            if isinstance(hook, PreciseBN)
+            else hook
+            for hook in hooks
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors; of Detectron2 0.6 the optimizer as well."""
+        return {
+            **super().state_dict(),
+            "_trainer": self._trainer.state_dict(),
+            "run": self._describe_run(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, with the learning rate and schedule of the present config.
+
+        Raises:
+            UserError: it is of another model, optimizer or data set.
+        """
+        path = self.checkpointer.get_checkpoint_file()
+        saved, now = state_dict.get("run"), self._describe_run()
+        if saved:
+            check_run(saved, now, path)
+            self.seed = saved["seed"]
+        else:
+            logger.warning(
+                f"{path} was written by another program or version and lacks the order of the data"
+                f"{'' if '_trainer' in state_dict else ' and the momentum of the optimizer'}: "
+                "this training goes on as well as it can, but not exactly"
+            )
+        hooks = dict(state_dict.get("hooks", {}))
+        if isinstance(self.scheduler, LRMultiplier):
+            hooks.pop("LRScheduler", None)  # it has the learning rates of the old config
+        TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
+        if "_trainer" in state_dict:
+            self._load_optimizer(state_dict["_trainer"], (saved or {}).get("parameters"), path)
+        self._continue_schedule()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+
+        Raises:
+            UserError: see :meth:`load_state_dict`, and the checkpointer's ``resume_or_load``.
+        """
+        found = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if not (resume and self.checkpointer.has_checkpoint()):
+            return
+        # A checkpoint has the iteration that was complete when it was written.
+        self.start_iter = self.iter + 1
+        if "config" in found:
+            say_changed_values(found["config"], self.cfg)
+
+    def train(self) -> Any:
+        """Train from ``start_iter`` on.
+
+        Raises:
+            Stopped: a signal came, and a checkpoint has been written.
+        """
+        if isinstance(self.data_loader, TrainingLoader):
+            self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
+        if self.start_iter >= self.max_iter and self.start_iter > 0:
+            logger.info(
+                f"the training is finished after {self.start_iter} iterations, and is evaluated "
+                f"once more: raise SOLVER.MAX_ITER, which is {self.max_iter}, to go on"
+            )
+        self._num_trained = self.start_iter
+        try:
+            with after_the_step():
+                return super().train()
+        except Stopped as stopped:
+            stopped.how_to_go_on = self._save_where_it_stands()
+            raise
+
+    def run_step(self) -> None:
+        seed_generators(self.seed, comm.get_rank(), self.iter)
+        super().run_step()
+
+    def after_step(self) -> None:
+        self._num_trained = self.iter + 1
+        super().after_step()
+        arrived = [number for number in comm.all_gather(has_arrived()) if number is not None]
+        if arrived:
+            raise Stopped(arrived[0])
+
+    def _describe_run(self) -> dict[str, Any]:
+        return describe_run(
+            self.cfg, self.seed, self.checkpointer.model, self.optimizer, self.data_loader
+        )
+
+    def _load_optimizer(self, saved: dict[str, Any], names: list[str] | None, path: str) -> None:
+        model, now = self.checkpointer.model, self._trainer.state_dict()
+        if names is None:
+            check_foreign_optimizer_state(saved["optimizer"], self.optimizer, model, path)
+        optimizer = fitted_optimizer_state(saved["optimizer"], names, self.optimizer, model)
+        # Without mixed precision before, there is no scale of the gradients to load.
+        self._trainer.load_state_dict({**now, **saved, "optimizer": optimizer})
+
+    def _continue_schedule(self) -> None:
+        scheduler = self.scheduler
+        if isinstance(scheduler, LRMultiplier):
+            scheduler.last_epoch = self.iter + 1
+            rates = scheduler.get_lr()
+        else:
+            rates = scheduler.get_last_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+
+    def _save_where_it_stands(self) -> str:
+        """Write a checkpoint of the last complete iteration; returns how to go on from it."""
+        if self._num_trained > self.start_iter and self._num_trained < self.max_iter:
+            self.iter = self._num_trained - 1
+            name = f"model_{self.iter:07d}"
+            if os.path.basename(self.checkpointer.get_checkpoint_file()) != f"{name}.pth":
+                self.checkpointer.save(name, iteration=self.iter)
+        if self._num_trained == 0:
+            return "no iteration was complete, so that there is nothing to go on from"
+        return (
+            f"{self._num_trained} of {self.max_iter} iterations are done and saved in "
+            f"{self.cfg.OUTPUT_DIR}: the same command with --resume goes on"
+        )
