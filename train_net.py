@@ -6,12 +6,16 @@ python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.y
 """
 
 import argparse
+import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 # Of Detectron2's and PyTorch's old names, which nobody who trains can mend.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated|torch.meshgrid")
+# Ctrl-C during the seconds that imports take needs no traceback.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
@@ -26,6 +30,7 @@ from retinanet_plugin.engine import (
     keep_tracebacks_off_the_console,
     one_sentence_errors,
     setup_config,
+    stop_signals,
 )
 
 
@@ -49,7 +54,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def run(argv: Sequence[str] | None = None) -> None:
     """Check everything that can be checked, then launch :func:`main`."""
     args = argument_parser().parse_args(argv)
-    with one_sentence_errors():
+    with one_sentence_errors(), stop_signals():
         check_before_training(setup_config(args), args)
         launch(
             in_its_own_words,

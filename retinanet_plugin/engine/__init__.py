@@ -3,6 +3,7 @@
 from .checkpointer import Checkpointer
 from .command_line import argument_parser, setup_config
 from .console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
+from .signals import stop_signals
 from .startup_checks import check_before_training, check_model, check_weights
 from .trainer import Trainer, inference_folder
 
@@ -18,4 +19,5 @@ __all__ = [
     "keep_tracebacks_off_the_console",
     "one_sentence_errors",
     "setup_config",
+    "stop_signals",
 ]

@@ -13,6 +13,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError
 from .failures import sentence_of, whose_fault
+from .signals import stop_signals
 
 INTERRUPTED = 130
 
@@ -53,7 +54,8 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
         return main(*args)
     keep_tracebacks_off_the_console()
     try:
-        return main(*args)
+        with stop_signals():
+            return main(*args)
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:

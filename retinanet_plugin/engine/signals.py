@@ -28,7 +28,7 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
-        self.how_to_go_on = "nothing had been trained yet"
+        self.how_to_go_on = "there was nothing to save"
 
 
 class _Signals:
