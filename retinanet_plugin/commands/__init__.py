@@ -3,11 +3,13 @@
 A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args)`` does.
 """
 
-from . import compare_losses, focal_loss_figures, make_digits, visualize
+from . import compare_losses, convert_weights, doctor, focal_loss_figures, make_digits, visualize
 
 COMMANDS = {
     "compare-losses": compare_losses,
+    "convert-weights": convert_weights,
     "digits": make_digits,
+    "doctor": doctor,
     "focal-loss-figures": focal_loss_figures,
     "visualize": visualize,
 }

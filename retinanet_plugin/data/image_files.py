@@ -37,7 +37,7 @@ class ImageFacts:
     """
 
     num_images: int = 0
-    num_bad: int = 0
+    bad: dict[int, str] = field(default_factory=dict)  # why, by the image's index
     num_remote: int = 0  # not files of this machine: not looked at
     modes: Counter[str] = field(default_factory=Counter)  # of Pillow
     sizes: list[tuple[float, float]] = field(default_factory=list)
@@ -106,18 +106,16 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
     facts = ImageFacts(dataset.num_images)
     source = f"the images of {dataset.name}"
     skips = cfg.DATASETS.SKIP_BAD_IMAGES
-    left_out = "it is left out"
-    if dataset.name in cfg.DATASETS.TEST:
-        left_out += ", and evaluation counts its objects as not found"
+    left_out = left_out_remedy(dataset.name, cfg)
     headers = read_headers([image["file_name"] for image in dataset.images])
-    for image, header in zip(dataset.images, headers):
+    for index, (image, header) in enumerate(zip(dataset.images, headers)):
         facts.sizes.append((math.nan, math.nan))
         if header is None:
             facts.num_remote += 1
             continue
         bad = bad_image(image, header)
         if bad is not None:
-            facts.num_bad += 1
+            facts.bad[index] = bad.reason
             example = f"{_name(image)} {bad.reason}"
             if skips:
                 findings.warn(bad.kind, source, example, left_out)
@@ -126,9 +124,16 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
         if isinstance(header, ImageHeader):
             _note(facts, header)
             _warn_of_changes(findings, source, image, header)
-    if skips and 0 < facts.num_bad == facts.num_images:
+    if skips and 0 < len(facts.bad) == facts.num_images:
         findings.error("all bad", source, "none of them can be used", "see the warnings")
     return facts
+
+
+def left_out_remedy(name: str, cfg: CfgNode) -> str:
+    """What is said of an image that DATASETS.SKIP_BAD_IMAGES leaves out of a data set."""
+    if name in cfg.DATASETS.TEST:
+        return "it is left out, and evaluation counts its objects as not found"
+    return "it is left out"
 
 
 def bad_image(image: dict[str, Any], header: ImageHeader | BadImage) -> BadImage | None:

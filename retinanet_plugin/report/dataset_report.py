@@ -16,6 +16,7 @@ from .tables import table
 _AREA_BORDERS = (32**2, 96**2)
 _AREA_NAMES = ("small", "medium", "large")
 _MOST_CLASSES = 40
+_MANY_UNREACHED = 0.3  # of the boxes
 
 
 @dataclass
@@ -80,23 +81,43 @@ def describe_dataset(
     is_train: bool,
 ) -> list[str]:
     """Lines of text about one data set."""
-    lines = [
-        f"{facts.name} ({'DATASETS.TRAIN' if is_train else 'DATASETS.TEST'}): "
-        f"{_count(facts.num_images, 'image')}, {_count(facts.num_boxes, 'box', 'boxes')}, "
-        f"{_count(facts.num_crowds, 'region')} to ignore (crowds), "
-        f"{_count(len(facts.class_names), 'class', 'classes')}"
+    pairs = [
+        ("used in", "DATASETS.TRAIN" if is_train else "DATASETS.TEST"),
+        ("read from", facts.source),
+        (
+            "has",
+            f"{_count(facts.num_images, 'image')}, {_count(facts.num_boxes, 'box', 'boxes')}, "
+            f"{_count(facts.num_crowds, 'crowd or ignored box', 'crowds and ignored boxes')}, "
+            f"{_count(len(facts.class_names), 'class', 'classes')}",
+        ),
     ]
-    pairs = [("annotations", facts.source)]
     if image_facts is not None:
         pairs.append(("image files", _files(image_facts)))
     if len(boxes.image_sizes):
         pairs.append(("image sizes", _sizes(boxes.image_sizes)))
         pairs.append(("resized by", _resizing(cfg, is_train)))
     pairs.append(("in an image", _per_image(cfg, facts)))
-    lines += fact_lines(pairs, indent=2)
+    lines = fact_lines(pairs)
     if len(boxes.areas):
         lines += ["", *_class_table(cfg, facts, boxes)]
     return lines
+
+
+def unreached_warnings(cfg: CfgNode, name: str, boxes: ResizedBoxes) -> list[str]:
+    """A sentence if many boxes of a data set to train on have no anchor near them."""
+    iou = foreground_iou(cfg)
+    if boxes.ious is None or iou is None or not len(boxes.ious):
+        return []
+    is_unreached = boxes.ious < iou
+    if is_unreached.mean() < _MANY_UNREACHED:
+        return []
+    sizes = np.sqrt(boxes.areas[is_unreached])
+    return [
+        f"{_percent(int(is_unreached.sum()), len(is_unreached))} of the boxes of {name} have no "
+        f"anchor with an IoU of {iou:g}, their median size is {np.median(sizes):.0f} pixels: "
+        "choose MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS for them, or larger images with "
+        "INPUT.MIN_SIZE_TRAIN"
+    ]
 
 
 def _files(facts: ImageFacts) -> str:
@@ -105,7 +126,7 @@ def _files(facts: ImageFacts) -> str:
         *(f"{mode} {count:,}" for mode, count in facts.modes.most_common()),
     ]
     noted = {
-        "bad": facts.num_bad,
+        "bad": len(facts.bad),
         "not on this machine, not looked at": facts.num_remote,
         "turned by EXIF": facts.num_turned,
         "with transparency": facts.num_transparent,
@@ -176,7 +197,7 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
         if is_unreached is not None
         else "",
     ]
-    return table(header, rows, indent=2) + [f"  {note}" for note in notes if note]
+    return table(header, rows) + [note for note in notes if note]
 
 
 def _row(

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: its first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     return [
-        " " * indent
-        + "  ".join(
+        "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         ).rstrip()
@@ -16,7 +15,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0)
     ]
 
 
-def facts(pairs: Sequence[tuple[str, str]], indent: int = 0) -> list[str]:
+def facts(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A line for each name and what is to say of it."""
     width = max((len(name) for name, _ in pairs), default=0)
-    return [f"{' ' * indent}{name.ljust(width)}  {text}" for name, text in pairs]
+    return [f"{name.ljust(width)}  {text}" for name, text in pairs]
