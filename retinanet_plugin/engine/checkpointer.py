@@ -1,22 +1,19 @@
 """Checkpoints that are whole, hold plain values alone, and are enough to go on or to predict."""
 
 import contextlib
-import importlib
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import detectron2
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..errors import UserError
+from .checkpoint_contents import class_names_of, describe_training, plain
 from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
 from .weight_files import UnreadableError, read_checkpoint, read_weights
 from .weight_report import WeightReport
@@ -181,7 +178,7 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         content = {
             "model": self.model.state_dict(),
-            **_plain(more, "checkpoint"),
+            **plain(more, "checkpoint"),
             **(describe_training(self.cfg) if self.cfg else {}),
         }
         logger.info(f"Saving checkpoint to {path}")
@@ -210,12 +207,6 @@ class Checkpointer(DetectionCheckpointer):
         return float(best) if isinstance(best, float) else -math.inf
 
 
-def class_names_of(datasets: Sequence[str]) -> list[str]:
-    """Of the first of these data sets that was read, so that Detectron2 knows them; or none."""
-    known = (MetadataCatalog.get(name).get("thing_classes") for name in datasets)
-    return [str(name) for name in next(filter(None, known), ())]
-
-
 @contextlib.contextmanager
 def _silent(*names: str) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
@@ -226,49 +217,3 @@ def _silent(*names: str) -> Iterator[None]:
     finally:
         for each in loggers:
             each.disabled = False
-
-
-def describe_training(cfg: CfgNode) -> dict[str, Any]:
-    """What a checkpoint says about its weights, so that it alone is enough to predict."""
-    package = importlib.import_module("..", __package__)
-    return {
-        "class_names": class_names_of(cfg.DATASETS.TRAIN),
-        "preprocessing": {
-            "format": cfg.INPUT.FORMAT,
-            "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],
-            "pixel_std": [float(x) for x in cfg.MODEL.PIXEL_STD],
-            "min_size_test": int(cfg.INPUT.MIN_SIZE_TEST),
-            "max_size_test": int(cfg.INPUT.MAX_SIZE_TEST),
-        },
-        "config": cfg.dump(),
-        "versions": {
-            "retinanet_plugin": package.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": re.sub(r"\+.*", "", torch.__version__),
-        },
-    }
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-
-
-def _plain(value: Any, place: str) -> Any:
-    """``value`` of types that PyTorch reads with ``weights_only=True``.
-
-    Raises:
-        UserError: that cannot be.
-    """
-    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(key, place): _plain(x, f"{place}.{key}") for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        values = [_plain(x, place) for x in value]
-        return values if isinstance(value, list) else tuple(values)
-    number = getattr(value, "item", None)  # of numpy
-    if number is not None and getattr(value, "ndim", None) == 0:
-        return number()
-    raise UserError(
-        f"{place} is a {type(value).__module__}.{type(value).__qualname__}, and checkpoints hold "
-        "tensors and plain values alone: make the state_dict() that it comes from return such"
-    )

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlencode, urlparse
@@ -16,18 +14,11 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+from .safe_pickle import NOT_CODE, ArrayUnpickler, UnreadableError, numpy_globals
 from .whole_files import write_whole_file
 
 # Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
 NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
-_NOT_CODE = (
-    "if you trust the file, load it with the program that wrote it and save only its weights: "
-    "torch.save({'model': model.state_dict()}, 'weights.pth')"
-)
-
-
-class UnreadableError(Exception):
-    """A file holds no weights that can be read; the message is a clause: "is empty"."""
 
 
 def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
@@ -74,7 +65,7 @@ def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
     try:
         if is_zip and not only_header:
             _check_sums(path)
-        with torch.serialization.safe_globals(_numpy_globals()):
+        with torch.serialization.safe_globals(numpy_globals()):
             loaded = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
             )
@@ -96,7 +87,7 @@ def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
     notes = {key: checkpoint[key] for key in NOTES if key in checkpoint}
     tensors = {key: torch.as_tensor(x) for key, x in checkpoint["model"].items()}
     if path.endswith(".safetensors"):
-        save = _safetensors().save
+        save = _safetensors().torch.save
         # Safetensors refuses tensors that share memory.
         tensors = {key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()}
         texts = {key: json.dumps(value) for key, value in notes.items()}
@@ -185,26 +176,18 @@ def _notes_of(texts: dict[str, str]) -> dict[str, Any]:
 
 
 def _safetensors() -> Any:
+    """The package, which is not installed everywhere."""
     try:
         import safetensors.torch
     except ImportError as error:
         raise UserError("files of Safetensors need a package: pip install safetensors") from error
-    return _Safetensors(safetensors)
-
-
-class _Safetensors:
-    """The three names of Safetensors that are used here, which is not installed everywhere."""
-
-    def __init__(self, package: Any) -> None:
-        self.save = package.torch.save
-        self.safe_open = package.safe_open
-        self.SafetensorError = package.SafetensorError
+    return safetensors
 
 
 def _read_pickle(path: str) -> dict[str, Any]:
     with open_file(path) as file:
         try:
-            data = _ArrayUnpickler(file, encoding="latin1").load()
+            data = ArrayUnpickler(file, encoding="latin1").load()
         except (MemoryError, UnreadableError):
             raise
         except Exception as error:  # of a damaged pickle, nearly anything is raised
@@ -227,60 +210,6 @@ def _from_pycls(loaded: dict[str, Any]) -> dict[str, Any]:
     state = loaded["model_state"]
     state = {key: x for key, x in state.items() if not key.endswith("num_batches_tracked")}
     return {"model": state, "__author__": "pycls", "matching_heuristics": True}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers; nothing else is found, so nothing else can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
-        if found is None:
-            raise UnreadableError(
-                f"holds a {module}.{name} beside arrays, which may run code, and is not read: "
-                f"{_NOT_CODE}"
-            )
-        return found
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """``_codecs.encode`` for what pickles of bytes write alone."""
-    return text.encode("latin1") if encoding == "latin1" else text.encode("utf-8")
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    """What pickles of arrays and containers name, in Python 2 and 3 and numpy 1 and 2."""
-    # The functions by which arrays and numbers of numpy say they are to be made.
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-    from_buffer = np.zeros(1).__reduce_ex__(5)[0]
-    allowed: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _encode,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        allowed[f"{core}.multiarray", "_reconstruct"] = reconstruct
-        allowed[f"{core}.multiarray", "scalar"] = scalar
-        allowed[f"{core}.numeric", "_frombuffer"] = from_buffer
-    for builtins in ("builtins", "__builtin__"):
-        for kind in (dict, list, tuple, set, frozenset, int, float, complex, bool, str, bytes):
-            allowed[builtins, kind.__name__] = kind
-        allowed[builtins, "bytearray"] = bytearray
-    return allowed
-
-
-_ALLOWED = _allowed()
-
-
-def _numpy_globals() -> list[Any]:
-    """What PyTorch is to read beside its own: older checkpoints hold numbers of numpy."""
-    names = [
-        (found, f"{module}.{name}")
-        for (module, name), found in _ALLOWED.items()
-        if module.startswith("numpy")
-    ]
-    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    return [*names, *dtypes]
 
 
 def _check_start(start: bytes) -> None:
@@ -312,7 +241,7 @@ def _why_not_loaded(error: Exception) -> str:
     foreign = re.search(r"(?:GLOBAL|global) ([\w.]+\.\w+)", message)
     if foreign:
         return (
-            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {_NOT_CODE}"
+            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
         )
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
         return "is cut off or damaged: take another checkpoint or copy it anew"
