@@ -17,18 +17,18 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..compat import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
 from ..data.loader_workers import leave_signals_to_main_process
 from ..data.test_loader import build_test_loader
+from ..data.truth import coco_evaluator
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from .checkpointer import Checkpointer
 from .earlier_checkpoints import prepare_output_dir
 from .resumable import ResumableTrainer
 from .signals import at_once
-from .validation import DetectionCounter, validation_losses
-from .watch import EarlyStop, EvaluationHook, log_watched
+from .validation import DetectionCounter, bare_model, share_reached, validation_losses
+from .watch import EarlyStop, EvaluationHook, log_detections, log_losses
 
 logger = logging.getLogger("detectron2.trainer")
 
@@ -98,7 +98,8 @@ class Trainer(ResumableTrainer):
             if self.cfg.TEST.VAL_LOSS:
                 for name in self.cfg.DATASETS.TEST:
                     losses = validation_losses(self.cfg, self.checkpointer.model, name)
-                    log_watched(self.cfg, name, losses)
+                    if losses:
+                        log_losses(self.cfg, name, losses)
         return self._last_eval_results
 
     @classmethod
@@ -112,14 +113,16 @@ class Trainer(ResumableTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Detectron2's evaluation; then a line for each data set says what there was to count."""
+        """Detectron2's evaluation; then a line for each data set says what was found in it."""
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         counters = [DetectionCounter() for _ in evaluators]
         pairs = [DatasetEvaluators(pair) for pair in zip(evaluators, counters)]
         results = super().test(cfg, model, pairs)
+        if not comm.is_main_process():
+            return results
         for name, counter in zip(cfg.DATASETS.TEST, counters):
-            log_watched(cfg, name, counter.scalars())
+            log_detections(cfg, name, counter, share_reached(cfg, bare_model(model), name))
         return results
 
     @classmethod

@@ -1,10 +1,11 @@
-"""What is watched on the test sets beside AP: how many detections there are, and the losses."""
+"""What is watched on test sets beside AP: detections, what anchors can reach at all, losses."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
@@ -13,8 +14,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
+from ..data.dataset_facts import DatasetFacts
 from ..data.mapper import RetinaNetMapper
+from ..execution.cuda_graphs import CudaGraphs
 
 # One in which the models log the number of foreground anchors on a GPU too.
 _LOGGED_ITERATION = 19
@@ -41,8 +46,35 @@ class DetectionCounter(DatasetEvaluator):
         self.num_images, self.num_detections = sum(images), sum(detections)
         self.top_score = max(top_scores)
 
-    def scalars(self) -> dict[str, float]:
-        return {"num_detections": self.num_detections, "top_score": self.top_score}
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model without what a trainer puts around it."""
+    if isinstance(model, DistributedDataParallel):
+        return model.module
+    return model.model if isinstance(model, CudaGraphs) else model
+
+
+def share_reached(cfg: CfgNode, model: nn.Module, dataset_name: str) -> float | None:
+    """The share of the boxes of a test set that an anchor overlaps enough to be foreground.
+
+    It bounds what a training can learn to find, but for low-quality matches. Crowds do not count.
+
+    Args:
+        model: the bare model.
+
+    Returns:
+        0 to 1; None where there are no boxes, or no such anchors.
+    """
+    records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+    facts = DatasetFacts(dataset_name, dataset_name, [], records)
+    threshold = foreground_iou(cfg)
+    is_counted = ~facts.is_crowd & ~np.isnan(facts.sizes).any(axis=1)[facts.image_of]
+    if threshold is None or not has_grid_of_anchors(model) or not is_counted.any():
+        return None
+    sizes = facts.sizes[facts.image_of][is_counted]
+    new_sizes = resized(sizes, short_edge(cfg, is_train=False), cfg.INPUT.MAX_SIZE_TEST)
+    boxes = facts.boxes[is_counted] * np.tile(new_sizes / sizes, 2)
+    return float((best_iou(boxes, new_sizes, model) >= threshold).mean())
 
 
 @torch.no_grad()

@@ -2,18 +2,17 @@
 
 import logging
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+
+from ..data.random_states import unchanged_random_states
+from .validation import DetectionCounter
 
 logger = logging.getLogger("detectron2.watch")
 
@@ -117,32 +116,38 @@ class EvaluationHook(EvalHook):
             )
 
 
-@contextmanager
-def unchanged_random_states() -> Iterator[None]:
-    """Evaluation draws nothing from the random numbers of the training.
-
-    Loaders draw a seed from them, and resizing to one size of a list draws its index.
-    """
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
-
-
-def log_watched(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
-    """Say what was watched on a test set in a line, and in training put it into the metrics.
+def log_detections(
+    cfg: CfgNode, dataset_name: str, counter: DetectionCounter, reached: float | None
+) -> None:
+    """Say in a line what an evaluation found and could find; in training, note it as metrics.
 
     Args:
-        cfg: of several sets in ``DATASETS.TEST``, the name stands before that of the scalar, as in
-            the metrics of Detectron2's evaluations.
-        scalars: by name, of the first process at least.
+        reached: of :func:`share_reached`.
     """
-    if not (scalars and comm.is_main_process()):
-        return
-    said = ", ".join(f"{name} {value:.5g}" for name, value in scalars.items())
-    logger.info(f"{dataset_name}: {said}")
+    found = (
+        f"{counter.num_detections:,} detections in {counter.num_images:,} images, "
+        f"top score {counter.top_score:.3f}"
+        if counter.num_detections
+        else f"no detections in {counter.num_images:,} images: none scores above "
+        f"MODEL.RETINANET.SCORE_THRESH_TEST {cfg.MODEL.RETINANET.SCORE_THRESH_TEST}"
+    )
+    scalars = {"num_detections": counter.num_detections, "top_score": counter.top_score}
+    if reached is not None:
+        found += f"; anchors reach {100 * reached:.1f} % of the boxes"
+        scalars["share_reached_by_anchors"] = reached
+    logger.info(f"{dataset_name}: {found}")
+    _note(cfg, dataset_name, scalars)
+
+
+def log_losses(cfg: CfgNode, dataset_name: str, losses: dict[str, float]) -> None:
+    """Say in a line what :func:`validation_losses` returned, and note it as metrics."""
+    said = ", ".join(f"{name.removeprefix('val_')} {loss:.4g}" for name, loss in losses.items())
+    logger.info(f"{dataset_name}: losses of validation: {said}")
+    _note(cfg, dataset_name, losses)
+
+
+def _note(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
+    """Put scalars into the metrics of a training, if one runs, under Detectron2's kind of names."""
     try:
         storage = get_event_storage()
     except AssertionError:  # an evaluation by itself
