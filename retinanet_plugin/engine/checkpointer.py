@@ -137,7 +137,7 @@ class Checkpointer(DetectionCheckpointer):
         with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
             try:
                 incompatible = self._load_model(checkpoint)
-            except ValueError as error:
+            except (ValueError, TypeError, AssertionError, LookupError) as error:
                 raise UserError(
                     f"{source} {path} cannot be matched with the model's names ({error}): give "
                     "weights of this model or of its backbone"

@@ -40,7 +40,7 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     path, uses_heuristics = _without_query(path)
     try:
         checkpoint = _read(_local_file(path), os.path.splitext(urlparse(path).path)[1])
-        _check_tensors(checkpoint["model"])
+        _check_arrays(checkpoint["model"])
     except UnreadableError as error:
         raise UserError(f"{source} {path} {error}") from error
     if uses_heuristics:
@@ -245,18 +245,17 @@ def _why_not_loaded(error: Exception) -> str:
         )
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
         return "is cut off or damaged: take another checkpoint or copy it anew"
-    return (
-        f"cannot be read as weights ({type(error).__name__}: {message[:100]}): it is damaged or of "
-        "another kind, so take another checkpoint or copy it anew"
-    )
+    return "is damaged, or holds no weights: take another checkpoint or copy it anew"
 
 
-def _check_tensors(model: Any) -> None:
+def _check_arrays(model: Any) -> None:
     if not isinstance(model, dict) or not model:
         raise UnreadableError("holds no weights by name: give the file of a model's state_dict")
     for key, x in model.items():
+        # A number of numpy is an array without dimensions.
+        x = model[key] = np.asarray(x) if isinstance(x, np.generic) else x
         is_numbers = isinstance(x, torch.Tensor) or (
-            isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biuf"
+            isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
         )
         if not isinstance(key, str) or not is_numbers:
             raise UnreadableError(
