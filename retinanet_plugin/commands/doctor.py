@@ -154,14 +154,11 @@ class Doctor:
         self._keep(findings)
 
     def _dataset(self, name: str, model: nn.Module | None) -> list[str]:
-        facts, images, is_train = (
-            self.datasets[name],
-            self.images.get(name),
-            name in self.cfg.DATASETS.TRAIN,
-        )
+        facts, images = self.datasets[name], self.images.get(name)
+        is_train = name in self.cfg.DATASETS.TRAIN
         boxes = resized_boxes(self.cfg, facts, images, model, is_train)
         if is_train:
-            self.warnings += unreached_warnings(self.cfg, name, boxes)
+            self.warnings += unreached_warnings(self.cfg, facts, boxes)
         return describe_dataset(self.cfg, facts, images, boxes, is_train)
 
     def _num_trained(self) -> int | None:

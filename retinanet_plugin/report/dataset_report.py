@@ -16,7 +16,7 @@ from .tables import table
 _AREA_BORDERS = (32**2, 96**2)
 _AREA_NAMES = ("small", "medium", "large")
 _MOST_CLASSES = 40
-_MANY_UNREACHED = 0.3  # of the boxes
+_NAME_WIDTH = 20
 
 
 @dataclass
@@ -103,20 +103,25 @@ def describe_dataset(
     return lines
 
 
-def unreached_warnings(cfg: CfgNode, name: str, boxes: ResizedBoxes) -> list[str]:
-    """A sentence if many boxes of a data set to train on have no anchor near them."""
+def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
+    """A sentence if there are classes most of whose boxes have no anchor near them."""
     iou = foreground_iou(cfg)
-    if boxes.ious is None or iou is None or not len(boxes.ious):
+    if boxes.ious is None or iou is None:
         return []
-    is_unreached = boxes.ious < iou
-    if is_unreached.mean() < _MANY_UNREACHED:
+    counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
+    unreached = np.bincount(boxes.classes[boxes.ious < iou], minlength=len(facts.class_names))
+    shares = unreached / np.maximum(counts, 1)
+    num_classes = int((shares > 0.5).sum())
+    if num_classes == 0:
         return []
-    sizes = np.sqrt(boxes.areas[is_unreached])
+    worst = int(shares.argmax())
+    size = np.median(np.sqrt(boxes.areas[(boxes.classes == worst) & (boxes.ious < iou)]))
+    more = f" (and most of those of {num_classes - 1} more classes)" if num_classes > 1 else ""
     return [
-        f"{_percent(int(is_unreached.sum()), len(is_unreached))} of the boxes of {name} have no "
-        f"anchor with an IoU of {iou:g}, their median size is {np.median(sizes):.0f} pixels: "
-        "choose MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS for them, or larger images with "
-        "INPUT.MIN_SIZE_TRAIN"
+        f"{_percent(unreached[worst], counts[worst])} of the boxes of {facts.class_names[worst]} in "
+        f"{facts.name}{more} have no anchor with an IoU of {iou:g}, and a median size of {size:.0f} "
+        "pixels: choose MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS for them, or the size of "
+        "images, INPUT.MIN_SIZE_TRAIN"
     ]
 
 
@@ -174,43 +179,43 @@ def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
 def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
     """A row for each class, the most frequent first, and one for all."""
     iou = foreground_iou(cfg)
-    areas = np.digitize(boxes.areas, _AREA_BORDERS)
     is_unreached = None if boxes.ious is None or iou is None else boxes.ious < iou
-    header = ["class", "boxes", "images", "small", "medium", "large", "size 5%", "50%", "95%"]
-    if is_unreached is not None:
-        header += [f"IoU<{iou:g}", *_AREA_NAMES]
     counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
     order = np.argsort(-counts, kind="stable")
-    named = [(str(facts.class_names[k])[:24], boxes.classes == k) for k in order[:_MOST_CLASSES]]
-    rows = [
-        _row(name, chosen, boxes, areas, is_unreached)
-        for name, chosen in [*named, ("all", np.ones(len(boxes.classes), bool))]
+    names = [str(facts.class_names[k])[:_NAME_WIDTH] for k in order[:_MOST_CLASSES]]
+    rows = [_row(boxes.classes == k, boxes, is_unreached) for k in order[:_MOST_CLASSES]]
+    rest = counts[order[_MOST_CLASSES:]]
+    if len(rest):
+        names.append(f"{len(rest):,} more classes")
+        rows.append([f"{rest.min():,}-{rest.max():,}", *[""] * (len(rows[0]) - 1)])
+    names.append("all")
+    rows.append(_row(np.ones(len(boxes.classes), bool), boxes, is_unreached))
+
+    groups = {
+        "": ["boxes", "images"],
+        "share of boxes": list(_AREA_NAMES),
+        "size in pixels": ["5%", "50%", "95%"],
+    }
+    if is_unreached is not None:
+        groups[f"without anchor (IoU<{iou:g})"] = ["all", *_AREA_NAMES]
+    columns = zip(*rows)
+    return [
+        *table(
+            ["class", *names],
+            [
+                (group, [(title, *next(columns)) for title in titles])
+                for group, titles in groups.items()
+            ],
+        ),
+        "size: square root of the area after resizing; small: below 32 pixels, large: from 96",
     ]
-    if len(order) > _MOST_CLASSES:
-        rest = counts[order[_MOST_CLASSES:]]
-        name = f"... {len(rest):,} classes of {rest.min():,} to {rest.max():,}"
-        rows.insert(-1, [name, *[""] * (len(header) - 1)])
-    notes = [
-        "size: square root of the area after resizing, in pixels; small: below 32, large: from 96",
-        f"IoU<{iou:g}: boxes that no anchor covers with an IoU of {iou:g}, the smallest that makes "
-        "an anchor foreground"
-        if is_unreached is not None
-        else "",
-    ]
-    return table(header, rows) + [note for note in notes if note]
 
 
-def _row(
-    name: str,
-    chosen: np.ndarray,
-    boxes: ResizedBoxes,
-    areas: np.ndarray,
-    is_unreached: np.ndarray | None,
-) -> list[str]:
-    count = int(chosen.sum())
-    num_images = len(np.unique(boxes.images[chosen]))
-    row = [name, f"{count:,}", f"{num_images:,}"]
-    of_area = [chosen & (areas == i) for i in range(3)]
+def _row(chosen: np.ndarray, boxes: ResizedBoxes, is_unreached: np.ndarray | None) -> list[str]:
+    """Cells of the boxes that are ``chosen`` (M',)."""
+    areas, count = np.digitize(boxes.areas, _AREA_BORDERS), int(chosen.sum())
+    of_area = [chosen & (areas == i) for i in range(len(_AREA_NAMES))]
+    row = [f"{count:,}", f"{len(np.unique(boxes.images[chosen])):,}"]
     row += [_percent(int(x.sum()), count) for x in of_area]
     sizes = np.sqrt(boxes.areas[chosen])
     row += [f"{x:.0f}" for x in np.quantile(sizes, (0.05, 0.5, 0.95))] if count else ["-"] * 3

@@ -22,19 +22,13 @@ def describe_machine(cfg: CfgNode, package_version: str) -> list[str]:
         cfg: with ``MODEL.DEVICE``.
         package_version: of this package.
     """
-    versions = {
-        "retinanet_plugin": package_version,
-        "Detectron2": detectron2.__version__,
-        "PyTorch": torch.__version__,
-        "NumPy": np.__version__,
-        "Pillow": PIL.__version__,
-        "Python": platform.python_version(),
-    }
     return facts(
         [
-            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("retinanet_plugin", f"{package_version}, Detectron2 {detectron2.__version__}"),
+            ("PyTorch", f"{torch.__version__}, NumPy {np.__version__}, Pillow {PIL.__version__}"),
+            ("Python", f"{platform.python_version()} on {platform.platform()}"),
             ("MODEL.DEVICE", f"{cfg.MODEL.DEVICE}: {_device(str(cfg.MODEL.DEVICE))}"),
-        ],
+        ]
     )
 
 
@@ -128,10 +122,10 @@ def _wanted_lr(cfg: CfgNode) -> float:
 
 
 def _linear_rule(cfg: CfgNode) -> str:
-    return (
-        f"Detectron2's RetinaNets have {_REFERENCE_LR} for {_REFERENCE_BATCH} images, which is "
-        f"{_wanted_lr(cfg):.2g} for {cfg.SOLVER.IMS_PER_BATCH}"
-    )
+    reference = f"Detectron2's RetinaNets have {_REFERENCE_LR} for {_REFERENCE_BATCH} images"
+    if cfg.SOLVER.IMS_PER_BATCH == _REFERENCE_BATCH:
+        return reference
+    return f"{reference}, or {_wanted_lr(cfg):.2g} for {cfg.SOLVER.IMS_PER_BATCH} by the linear rule"
 
 
 def _first_lr(cfg: CfgNode) -> float:
