@@ -9,7 +9,7 @@ from detectron2.engine import DefaultTrainer
 from ..config import check_config
 from ..errors import UserError
 from .config_conflicts import conflict_errors, conflict_warnings
-from .config_probes import probe_errors
+from .config_probes import probe_errors, solver_errors
 from .config_values import value_errors
 from .device_checks import num_processes
 
@@ -28,7 +28,7 @@ def config_errors(cfg: CfgNode, training: bool = True) -> list[str]:
     except UserError as error:
         return [str(error)]
     # Each needs what the one before it has found right.
-    for check in (value_errors, probe_errors, conflict_errors):
+    for check in (value_errors, probe_errors, conflict_errors, solver_errors):
         errors = list(check(cfg, training))
         if errors:
             return errors

@@ -89,7 +89,10 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True but SOLVER.MOMENTUM is 0: set a momentum, such as 0.9"
-    if solver.get("BASE_LR_END", 0) > solver.BASE_LR:
+    if (
+        solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+        and solver.get("BASE_LR_END", 0) > solver.BASE_LR
+    ):
         yield (
             f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}, above SOLVER.BASE_LR {solver.BASE_LR}: "
             "choose a smaller one, such as 0.0"

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_train_loader
@@ -23,8 +24,15 @@ _Probe = Callable[[CfgNode], Any]
 
 
 def num_channels(cfg: CfgNode) -> int:
-    """How many channels an image of ``INPUT.FORMAT`` has; raises what Detectron2 raises."""
-    return int(convert_PIL_to_numpy(Image.new("RGB", (8, 8)), cfg.INPUT.FORMAT).shape[2])
+    """How many channels an image of ``INPUT.FORMAT`` has.
+
+    Raises:
+        Exception: what Detectron2 raises; TypeError for floats, which it reads but does not train.
+    """
+    image = convert_PIL_to_numpy(Image.new("RGB", (8, 8)), cfg.INPUT.FORMAT)
+    if image.dtype != np.uint8:
+        raise TypeError(f"pixels are {image.dtype}")
+    return int(image.shape[2])
 
 
 def _build_resize(cfg: CfgNode) -> None:
@@ -76,22 +84,24 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         cfg: with values that :func:`retinanet_plugin.engine.config_values.value_errors` accepts.
         training: whether the keys that only training reads count, too.
     """
-    names_are_known = True
     for key, probe in _ALWAYS + (_IN_TRAINING if training else ()):
         tried = get_cfg()
+        usual, value = lookup(tried, key), lookup(cfg, key)
         # Some samplers have keys of their own, which no default config has.
         tried.DATALOADER = cfg.DATALOADER.clone()
         tried.defrost()
-        usual, value = lookup(tried, key), lookup(cfg, key)
         section, _, name = key.rpartition(".")
         lookup(tried, section)[name] = value
-        if refusal(probe, tried):
-            names_are_known = False
+        if _refusal(probe, tried):
             yield (
-                f"{key} is {value!r}, which this Detectron2 does not know: write a name such as "
+                f"{key} is {value!r}, which this Detectron2 does not offer: write a name such as "
                 f"{usual!r}"
             )
-    reason = training and names_are_known and refusal(_build_solver, cfg)
+
+
+def solver_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
+    """A sentence if Detectron2 builds no optimizer and schedule from the keys under ``SOLVER``."""
+    reason = _refusal(_build_solver, cfg) if training else ""
     if reason:
         yield (
             "the optimizer and its schedule cannot be built from the keys under SOLVER "
@@ -99,7 +109,7 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         )
 
 
-def refusal(probe: _Probe, cfg: CfgNode) -> str:
+def _refusal(probe: _Probe, cfg: CfgNode) -> str:
     """Why Detectron2 refuses ``cfg``, in a line; empty: it does not."""
     try:
         with _quiet():

@@ -24,7 +24,7 @@ def check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     try:
         device = torch.device(name)
         if device.type != "cuda":  # which is only counted: each process is to start it by itself
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"MODEL.DEVICE is {name}, which PyTorch cannot use here: set it to cuda or cpu"

@@ -64,13 +64,22 @@ def check_model(cfg: CfgNode) -> nn.Module:
         built = build(cfg)
     except UserError:
         raise
-    except (AssertionError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (
+        *(AssertionError, ArithmeticError, AttributeError, ImportError, LookupError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
         # What Detectron2's own parts raise.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-        where = _keys_with(error.args[0], cfg) if isinstance(error, KeyError) else ""
+        if isinstance(error, KeyError):
+            reason = _keys_with(error.args[0], cfg) or reason
         raise UserError(
-            f"the model cannot be built from the keys under MODEL ({where or reason}): correct them"
+            f"the model cannot be built from the keys under MODEL ({reason}): correct them"
         ) from error
+    if getattr(built.anchor_generator, "box_dim", 4) != 4:
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.NAME is {anchor_generator}, whose anchors are no (x1, y1, x2, "
+            "y2): set DefaultAnchorGenerator"
+        )
     if model.RETINANET.CUDA_GRAPH:
         CudaGraphs(built)  # refuses parts that a graph cannot hold
     return built
