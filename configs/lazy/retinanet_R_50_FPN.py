@@ -23,7 +23,6 @@ import detectron2.data.transforms as T
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -37,7 +36,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from retinanet_plugin import FocalLoss, IoUMatcher, ModularRetinaNet, RetinaNetHead
-from retinanet_plugin.compat import coco_evaluator
+from retinanet_plugin.data.mapper import RetinaNetMapper
+from retinanet_plugin.data.truth import coco_evaluator
 from retinanet_plugin.execution import Execution
 from retinanet_plugin.inference import RetinaNetInference
 from retinanet_plugin.losses import SmoothL1BoxLoss
@@ -95,6 +95,7 @@ model = L(ModularRetinaNet)(
     pixel_mean=[103.530, 116.280, 123.675],
     pixel_std=[1.0, 1.0, 1.0],
     box_loss_weight=1.0,
+    ignore_ioa_thresh=0.5,
     vis_period=0,
     input_format="BGR",
 )
@@ -102,7 +103,7 @@ model = L(ModularRetinaNet)(
 dataloader = {
     "train": L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
-        mapper=L(DatasetMapper)(
+        mapper=L(RetinaNetMapper)(
             is_train=True,
             augmentations=[
                 L(T.ResizeShortestEdge)(
@@ -114,16 +115,18 @@ dataloader = {
             ],
             image_format="BGR",
             use_instance_mask=False,
+            skip_bad_images=False,
         ),
         total_batch_size=16,
         num_workers=4,
     ),
     "test": L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(RetinaNetMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
             image_format="${...train.mapper.image_format}",
+            skip_bad_images=False,
         ),
         num_workers=4,
     ),

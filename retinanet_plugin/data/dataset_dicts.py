@@ -102,7 +102,7 @@ def _annotation_problem(annotation: Any, num_classes: int) -> str:
     class_id = annotation.get("category_id")
     if not isinstance(class_id, Integral) or isinstance(class_id, bool):
         return f"has category_id {shown(class_id)}, not a number"
-    if not 0 <= class_id < num_classes:
+    if not 0 <= int(class_id) < num_classes:
         return f"has category_id {class_id}, not one of 0 to {num_classes - 1}"
     iscrowd = annotation.get("iscrowd", 0)
     if not isinstance(iscrowd, Integral) or iscrowd not in (0, 1):
