@@ -27,7 +27,15 @@ from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
-from .matching import MATCHER_REGISTRY, Targets, check_gt_classes, read_ground_truth
+from .matching import (
+    MATCHER_REGISTRY,
+    Targets,
+    check_gt_classes,
+    check_ignore_threshold,
+    ignore_covered,
+    read_ground_truth,
+    read_ignore_boxes,
+)
 
 # Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
 FIRST_LOSS_NORMALIZER = 100.0
@@ -62,6 +70,7 @@ class ModularRetinaNet(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         box_loss_weight: float = 1.0,
+        ignore_ioa_thresh: float = 0.0,
         vis_period: int = 0,
         input_format: str = "BGR",
         execution: Execution | None = None,
@@ -79,12 +88,15 @@ class ModularRetinaNet(nn.Module):
             in_features (list[str]): names of the backbone's features that the head reads.
             pixel_mean, pixel_std (list[float]): of each channel, to normalise images with.
             box_loss_weight (float): lambda.
+            ignore_ioa_thresh (float): share of a background anchor's area from which on a region
+                to ignore that covers it keeps it from being background; 0: none does.
             vis_period (int): iterations between pictures of truth and detections in the event
                 storage; 0: none.
             input_format (str): of the images' channels, for those pictures.
             execution (Execution or None): how backbone and head run; None: its defaults.
         """
         super().__init__()
+        check_ignore_threshold(ignore_ioa_thresh)
         self.backbone = backbone
         self.anchor_generator = anchor_generator
         self.head = head
@@ -96,6 +108,7 @@ class ModularRetinaNet(nn.Module):
         self.num_classes = num_classes
         self.in_features = list(in_features)
         self.box_loss_weight = box_loss_weight
+        self.ignore_ioa_thresh = ignore_ioa_thresh
         self.vis_period = vis_period
         self.input_format = input_format
         # Constants of the config, not weights: not saved, as in Detectron2.
@@ -129,6 +142,7 @@ class ModularRetinaNet(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
+            "ignore_ioa_thresh": retinanet.IGNORE_IOA_THRESH,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
         }
@@ -145,7 +159,8 @@ class ModularRetinaNet(nn.Module):
         Args:
             batched_inputs (list[dict]): as :class:`detectron2.data.DatasetMapper` makes them:
                 ``image`` (3, H, W); for training ``instances`` with ``gt_boxes`` in the pixels of
-                ``image`` and ``gt_classes``; ``height`` and ``width`` of the output, optional.
+                ``image`` and ``gt_classes``, and, optional, ``ignore_boxes``: ``Boxes`` of regions
+                that are to be ignored; ``height`` and ``width`` of the output, optional.
 
         Returns:
             in training, ``{"loss_cls": scalar, "loss_box_reg": scalar}``; otherwise
@@ -170,11 +185,13 @@ class ModularRetinaNet(nn.Module):
                 self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
             gt_instances = self.ground_truth(batched_inputs)
             targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
-            self._log_foreground(targets.gt_labels)
+            regions = self.regions_to_ignore(batched_inputs)
+            gt_labels = self.without_ignored(targets.gt_labels, anchors, regions)
+            self._log_foreground(gt_labels)
             return self.losses(
                 anchors,
                 pred_logits,
-                targets.gt_labels,
+                gt_labels,
                 pred_anchor_deltas,
                 targets.matched_gt_boxes,
             )
@@ -239,6 +256,22 @@ class ModularRetinaNet(nn.Module):
         check_gt_classes(gt_instances, self.num_classes)
         targets = Targets(*self.matcher(anchors, gt_instances))
         return targets.gt_labels, targets.matched_gt_boxes
+
+    def regions_to_ignore(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        """``ignore_boxes`` (I, 4) of each image, on the model's device; an empty list where no
+        image has any, or the threshold is 0."""
+        if self.ignore_ioa_thresh == 0:
+            return []
+        regions = read_ignore_boxes(batched_inputs)
+        return [tensor_to_device(boxes, self.device) for boxes in regions]
+
+    def without_ignored(
+        self, gt_labels: Tensor, anchors: list[Boxes], regions: list[Tensor]
+    ) -> Tensor:
+        """Labels (N, R) in which background in ``regions`` of :meth:`regions_to_ignore` is -1."""
+        if not regions:
+            return gt_labels
+        return ignore_covered(gt_labels, anchors, regions, self.ignore_ioa_thresh, self.num_classes)
 
     def losses(
         self,

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from retinanet_plugin.config import load_config
+from retinanet_plugin.data.mapper import RetinaNetMapper
 
 LAZY = ROOT / "configs/lazy/retinanet_R_50_FPN.py"
 YAML = ROOT / "configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -117,6 +118,11 @@ def test_training_settings_are_those_of_detectron2s_own_lazy_config(lazy_cfg):
     )
     for cfg in (ours, stock):
         del cfg["model"], cfg["dataloader"]["evaluator"]
+    for split in ("train", "test"):
+        mapper = ours["dataloader"][split]["mapper"]
+        assert mapper.pop("skip_bad_images") is False
+        assert mapper["_target_"] is RetinaNetMapper
+        mapper["_target_"] = stock["dataloader"][split]["mapper"]["_target_"]
     assert ours == stock
 
 

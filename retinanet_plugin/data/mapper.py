@@ -30,19 +30,15 @@ class RetinaNetMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(
-        self, is_train: bool, *, keep_ignored: bool, skip_bad_images: bool, **kwargs: Any
-    ) -> None:
+    def __init__(self, is_train: bool, *, skip_bad_images: bool = False, **kwargs: Any) -> None:
         """
         Args:
             is_train: whether annotations are wanted.
-            keep_ignored: give ``ignore_boxes``; Detectron2 drops such annotations.
             skip_bad_images: an image that cannot be read is None, named in the log once by each
                 process that loads data; otherwise it is a ``UserError``.
             kwargs: of ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
-        self.keep_ignored = keep_ignored
         self.skip_bad_images = skip_bad_images
         self.bad_images: set[str] = set()
 
@@ -50,7 +46,6 @@ class RetinaNetMapper(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         return {
             **super().from_config(cfg, is_train),
-            "keep_ignored": cfg.MODEL.RETINANET.IGNORE_IOA_THRESH > 0,
             "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES,
         }
 
@@ -81,17 +76,16 @@ class RetinaNetMapper(DatasetMapper):
     def _transform_annotations(
         self, record: dict[str, Any], transforms: T.TransformList, image_shape: tuple[int, int]
     ) -> None:
-        if self.keep_ignored:
-            boxes = [
-                transform_instance_annotations(
-                    {key: a[key] for key in ("bbox", "bbox_mode")}, transforms, image_shape
-                )["bbox"]
-                for a in record["annotations"]
-                if a.get("iscrowd", 0) != 0
-            ]
-            if boxes:
-                regions = Boxes(torch.as_tensor(np.stack(boxes), dtype=torch.float32))
-                record["ignore_boxes"] = regions[regions.nonempty()]
+        boxes = [
+            transform_instance_annotations(
+                {key: a[key] for key in ("bbox", "bbox_mode")}, transforms, image_shape
+            )["bbox"]
+            for a in record["annotations"]
+            if a.get("iscrowd", 0) != 0  # which Detectron2 drops
+        ]
+        if boxes:
+            regions = Boxes(torch.as_tensor(np.stack(boxes), dtype=torch.float32))
+            record["ignore_boxes"] = regions[regions.nonempty()]
         super()._transform_annotations(record, transforms, image_shape)
 
     def _skip(self, file_name: str, error: UserError) -> None:

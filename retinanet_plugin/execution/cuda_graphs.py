@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..head import split_anchors
-from ..matching import padded_truth
+from ..matching import padded_regions, padded_truth
 
 if TYPE_CHECKING:
     from ..meta_arch import ModularRetinaNet
@@ -50,13 +50,20 @@ class TrainingStep(nn.Module):
         self.anchors: list[Boxes] | None = None
 
     def forward(
-        self, images: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+        self,
+        images: Tensor,
+        gt_boxes: Tensor,
+        gt_classes: Tensor,
+        ignore_boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             images (Tensor): (N, 3, H, W), normalised and padded, of one size in all calls.
             gt_boxes, gt_classes (Tensor): (N, M, 4) and (N, M), as
                 :func:`retinanet_plugin.matching.padded_truth` makes them.
+            ignore_boxes (Tensor or None): (N, I, 4), of
+                :func:`retinanet_plugin.matching.padded_regions`; None: no image has a region to
+                ignore.
 
         Returns:
             tuple[Tensor, Tensor]: loss_cls and loss_box_reg.
@@ -69,10 +76,11 @@ class TrainingStep(nn.Module):
         if self.anchors is None:
             self.anchors = model.anchor_generator(features)
         targets = model.matcher.match_padded(self.anchors, gt_boxes, gt_classes)
+        regions = [] if ignore_boxes is None else list(ignore_boxes)
         losses = model.losses(
             self.anchors,
             [split_anchors(level, model.num_classes) for level in pred_logits],
-            targets.gt_labels,
+            model.without_ignored(targets.gt_labels, self.anchors, regions),
             [split_anchors(level, 4) for level in pred_anchor_deltas],
             targets.matched_gt_boxes,
         )
@@ -83,11 +91,11 @@ class CudaGraphs(nn.Module):
     """A ``ModularRetinaNet`` whose training steps are captured for the first shapes of input and
     then replayed; everything else is left to it.
 
-    A graph is captured for each shape of a batch (N, H, W), number of padded boxes and type of
-    autocast: the first four. Other batches, those of pictures and those without gradients, run
-    without a graph and with the same results; so this pays where images have one size or a few.
-    ``num_pos_anchors`` is not logged. Limits, of ``torch.cuda.make_graphed_callables`` and of
-    graphs as such:
+    A graph is captured for each shape of a batch (N, H, W), number of padded boxes and of padded
+    regions to ignore, and type of autocast: the first four. Other batches, those of pictures and
+    those without gradients, run without a graph and with the same results; so this pays where
+    images have one size or a few. ``num_pos_anchors`` is not logged. Limits, of
+    ``torch.cuda.make_graphed_callables`` and of graphs as such:
 
     - One process: that function wants to capture before the model is wrapped for several, and here
       shapes are known only later.
@@ -137,14 +145,14 @@ class CudaGraphs(nn.Module):
             return model(batched_inputs)
         images = model.preprocess_image(batched_inputs).tensor
         truth = padded_truth(model.ground_truth(batched_inputs))
-        losses = self._step(images, *truth)
+        regions = model.regions_to_ignore(batched_inputs)
+        losses = self._step(images, *truth, *([padded_regions(regions)] if regions else []))
         return dict(zip(("loss_cls", "loss_box_reg"), losses))
 
-    def _step(self, images: Tensor, gt_boxes: Tensor, gt_classes: Tensor) -> list[Tensor]:
-        batch = images, gt_boxes, gt_classes
-        device = images.device.type
+    def _step(self, *batch: Tensor) -> list[Tensor]:
+        device = batch[0].device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        key = (*images.shape, gt_boxes.shape[1], *autocast)
+        key = (*(x.shape for x in batch), *autocast)
         if key not in self._steps:
             if len(self._steps) == MAX_GRAPHS:
                 return list(TrainingStep(self.model)(*batch))

@@ -2,11 +2,18 @@
 
 ``registry.py`` says what a matcher of your own must be, ``targets.py`` what it gives.
 ``iou_matcher.py`` is the paper's, ``atss_matcher.py`` another. The former gets the IoUs that matter
-from ``iou_search.py``, or from ``iou_matrix.py`` where shapes have to be fixed.
+from ``iou_search.py``, or from ``iou_matrix.py`` where shapes have to be fixed. What any of them
+says of anchors in regions to ignore, ``ignore_regions.py`` corrects.
 """
 
 from .atss_matcher import ATSSMatcher
 from .ground_truth import check_gt_classes, padded_truth, read_ground_truth
+from .ignore_regions import (
+    check_ignore_threshold,
+    ignore_covered,
+    padded_regions,
+    read_ignore_boxes,
+)
 from .iou_matcher import IoUMatcher
 from .registry import MATCHER_REGISTRY
 from .targets import Targets
@@ -17,6 +24,10 @@ __all__ = [
     "IoUMatcher",
     "Targets",
     "check_gt_classes",
+    "check_ignore_threshold",
+    "ignore_covered",
+    "padded_regions",
     "padded_truth",
     "read_ground_truth",
+    "read_ignore_boxes",
 ]
