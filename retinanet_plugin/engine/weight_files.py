@@ -238,7 +238,7 @@ def _why_not_loaded(error: Exception) -> str:
     if isinstance(error, UnreadableError):
         return str(error)
     message = " ".join(str(error).split())
-    foreign = re.search(r"(?:GLOBAL|global) ([\w.]+\.\w+)", message)
+    foreign = re.search(r"GLOBAL ([\w.]*\w)", message)
     if foreign:
         return (
             f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"

@@ -58,7 +58,8 @@ class WeightReport:
         sizes = {name: x.numel() for name, x in state.items() if _is_weight(name)}
         shapes = {name: (found, here) for name, found, here in incompatible.incorrect_shapes}
         # Heuristics leave a weight of another shape under its name in the file.
-        new = [name for name in sizes if name in {*incompatible.missing_keys, *shapes}]
+        missing = {*incompatible.missing_keys, *shapes}
+        new = [name for name in sizes if name in missing or _norm_of(name) in missing]
         loaded = sizes.keys() - set(new)
         return cls(
             source=source,
@@ -206,6 +207,12 @@ def frozen_weights(model: nn.Module) -> list[str]:
 
 def _is_weight(name: str) -> bool:
     return not name.endswith(_NO_WEIGHTS) and "cell_anchors" not in name
+
+
+def _norm_of(name: str) -> str:
+    """The weight beside statistics of a norm, which Detectron2 does not always name if missing."""
+    module, _, last = name.rpartition(".")
+    return f"{module}.weight" if last in ("running_mean", "running_var") else ""
 
 
 def _is_finite(x: torch.Tensor) -> bool:
