@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import UserError
 from .fingerprint import fingerprint
+from .image_files import without_bad_images
 from .loader_workers import leave_signals_to_main_process
 from .random_states import seed_cpu_generators, unchanged_random_states
 
@@ -112,6 +113,7 @@ class TrainingImages:
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        records = without_bad_images(records, cfg)
         self.fingerprint = fingerprint(cfg.DATASETS.TRAIN, records)
         # What Detectron2 groups images by; workers share the memory of arrays.
         self.sizes = np.array([(r.get("width", 0), r.get("height", 0)) for r in records])
