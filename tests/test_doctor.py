@@ -85,7 +85,7 @@ def test_a_good_set_has_no_errors_and_many_facts(run_doctor, digits_entries):
         r"resized by +INPUT\.MIN_SIZE_TRAIN 736 \(the middle of 640 to 800\)",
         r"length +90,000 iterations of 16 images, 180,000 epochs over 8 images",
         r"8 decoded; 0 files are bad",
-        r"without anchor \(IoU<0\.5\)",
+        r"no anchor \(IoU<0\.5\)",
         r"\n  all +\d+ +8 ",
     ):
         assert re.search(fact, report), fact

@@ -16,7 +16,7 @@ from .tables import table
 _AREA_BORDERS = (32**2, 96**2)
 _AREA_NAMES = ("small", "medium", "large")
 _MOST_CLASSES = 40
-_NAME_WIDTH = 20
+_NAME_WIDTH = 14
 
 
 @dataclass
@@ -147,8 +147,8 @@ def _sizes(sizes: np.ndarray) -> str:
         return f"all {width} x {height}"
     (w1, h1), (w2, h2) = unique.min(axis=0), unique.max(axis=0)
     return (
-        f"{len(unique):,} different, widths {w1} to {w2}, heights {h1} to {h2}, most often "
-        f"{width} x {height} ({counts.max():,})"
+        f"{len(unique):,} different, {w1} to {w2} wide, {h1} to {h2} high, most often {width} x "
+        f"{height} ({counts.max():,})"
     )
 
 
@@ -186,7 +186,7 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
     rows = [_row(boxes.classes == k, boxes, is_unreached) for k in order[:_MOST_CLASSES]]
     rest = counts[order[_MOST_CLASSES:]]
     if len(rest):
-        names.append(f"{len(rest):,} more classes")
+        names.append(f"{len(rest):,} more")
         rows.append([f"{rest.min():,}-{rest.max():,}", *[""] * (len(rows[0]) - 1)])
     names.append("all")
     rows.append(_row(np.ones(len(boxes.classes), bool), boxes, is_unreached))
@@ -194,10 +194,10 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
     groups = {
         "": ["boxes", "images"],
         "share of boxes": list(_AREA_NAMES),
-        "size in pixels": ["5%", "50%", "95%"],
+        "size": ["5%", "50%", "95%"],
     }
     if is_unreached is not None:
-        groups[f"without anchor (IoU<{iou:g})"] = ["all", *_AREA_NAMES]
+        groups[f"no anchor (IoU<{iou:g})"] = ["all", *_AREA_NAMES]
     columns = zip(*rows)
     return [
         *table(
@@ -207,7 +207,7 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
                 for group, titles in groups.items()
             ],
         ),
-        "size: square root of the area after resizing; small: below 32 pixels, large: from 96",
+        "size: square root of the area in pixels after resizing; small: below 32, large: from 96",
     ]
 
 

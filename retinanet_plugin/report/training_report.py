@@ -125,7 +125,7 @@ def _linear_rule(cfg: CfgNode) -> str:
     reference = f"Detectron2's RetinaNets have {_REFERENCE_LR} for {_REFERENCE_BATCH} images"
     if cfg.SOLVER.IMS_PER_BATCH == _REFERENCE_BATCH:
         return reference
-    return f"{reference}, or {_wanted_lr(cfg):.2g} for {cfg.SOLVER.IMS_PER_BATCH} by the linear rule"
+    return f"{reference}, hence {_wanted_lr(cfg):.2g} for {cfg.SOLVER.IMS_PER_BATCH}"
 
 
 def _first_lr(cfg: CfgNode) -> float:
