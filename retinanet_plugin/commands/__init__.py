@@ -3,7 +3,15 @@
 A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args)`` does.
 """
 
-from . import compare_losses, convert_weights, doctor, focal_loss_figures, make_digits, visualize
+from . import (
+    compare_losses,
+    convert_weights,
+    doctor,
+    focal_loss_figures,
+    make_digits,
+    replay,
+    visualize,
+)
 
 COMMANDS = {
     "compare-losses": compare_losses,
@@ -11,5 +19,6 @@ COMMANDS = {
     "digits": make_digits,
     "doctor": doctor,
     "focal-loss-figures": focal_loss_figures,
+    "replay": replay,
     "visualize": visualize,
 }

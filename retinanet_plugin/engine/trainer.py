@@ -25,6 +25,7 @@ from ..data.truth import coco_evaluator
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from .checkpointer import Checkpointer
 from .earlier_checkpoints import prepare_output_dir
+from .failure_record import StepRecorder
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .validation import DetectionCounter, bare_model, share_reached, validation_losses
@@ -54,6 +55,15 @@ class Trainer(ResumableTrainer):
             # The optimizer and the checkpointer have the bare model and keep it, so checkpoints
             # are the same with graphs and without.
             self._trainer.model = CudaGraphs(self._trainer.model)
+        self._recorder = StepRecorder(self)
+
+    def run_step(self) -> None:
+        """
+        Raises:
+            UserError: see :meth:`StepRecorder.recording`.
+        """
+        with self._recorder.recording():
+            super().run_step()
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, with evaluations that are watched: :class:`EvaluationHook`."""

@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
@@ -101,16 +101,16 @@ def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict
         records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
     sums: Counter[str] = Counter()
-    num_foreground = 0.0
+    num_foreground = 0.0  # or batches, of a model that does not count them
     with _losses_in_inference(model), EventStorage(_LOGGED_ITERATION) as storage:
         for inputs in loader:
             losses = model(inputs)
+            if isinstance(losses, Tensor):  # as Detectron2's trainer takes them
+                losses = {"total_loss": losses}
             normalizer = float(getattr(model, "loss_normalizer", 1.0))
             sums.update({name: float(loss) * normalizer for name, loss in losses.items()})
-            if hasattr(model, "loss_normalizer"):
-                num_foreground += storage.latest()["num_pos_anchors"][0] * len(inputs)
-            else:
-                num_foreground += 1
+            counted = storage.latest().get("num_pos_anchors")
+            num_foreground += counted[0] * len(inputs) if counted else 1
     found = comm.all_gather((sums, num_foreground))
     total = max(1.0, sum(count for _, count in found))
     means = {
