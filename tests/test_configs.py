@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.config import load_config
+from retinanet_plugin.engine.config_checks import config_errors
 
 # 0.6 gives a group norm in RetinaNet's head one channel, which it refuses; mended in main.
 STOCK_HAS_GROUP_NORM = hasattr(layers, "move_device_like")
@@ -46,6 +47,7 @@ def shapes_of(model):
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_config_builds(path):
     cfg = load_config(str(ROOT / path))
+    assert config_errors(cfg) == []
     model = build_on_meta(cfg)
     assert type(model).__name__ == "ModularRetinaNet"
 
@@ -132,6 +134,9 @@ def test_coco_configs_equal_detectron2s_own_files(name):
     stock.merge_from_file(str(files[0]), allow_unsafe=True)
     ours = dict(flatten(load_config(str(ROOT / f"configs/COCO-Detection/{name}.yaml"))))
     stock = dict(flatten(stock))
+    theirs = load_config(str(files[0]))
+    assert dict(flatten(theirs)) == stock
+    assert config_errors(theirs) == []
     assert {key for key in ours if ours[key] != stock[key]} == {
         "MODEL.META_ARCHITECTURE",
         "MODEL.BACKBONE.NAME",
