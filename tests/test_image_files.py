@@ -132,6 +132,23 @@ def test_a_bad_file_is_named_with_its_kind_and_a_remedy(tmp_path, small_cfg, kin
     assert "SKIP_BAD_IMAGES" in error
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_file_that_is_cut_off_in_its_pixels_is_found_by_its_end(tmp_path, suffix, share):
+    header = read_header(cut(draw(tmp_path / f"a.{suffix}", size=(200, 200)), share))
+    assert header.kind == "cut off"
+    assert "truncated" in header.reason
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_what_stands_behind_the_end_of_an_image_does_not_matter(tmp_path, suffix):
+    path = draw(tmp_path / f"a.{suffix}")
+    for more in (b"\0", b"a film" * 20_000):
+        with open(path, "ab") as f:
+            f.write(more)
+        assert read_header(path) == ImageHeader(*SIZE, "RGB", 1, False, False)
+
+
 def test_a_file_without_permission_is_unreadable(tmp_path, monkeypatch):
     path = draw(tmp_path / "a.jpg")
 
@@ -396,23 +413,31 @@ def decoded(cfg, *files):
     return findings, facts["mine"]
 
 
-def test_files_that_are_cut_off_or_damaged_in_the_middle_are_found(tmp_path, small_cfg):
-    half = cut(draw(tmp_path / "half.jpg", size=(200, 200)), 0.5)
+def test_a_damaged_file_is_found(tmp_path, small_cfg):
     damaged = draw(tmp_path / "damaged.png", size=(200, 200))
     content = bytearray(Path(damaged).read_bytes())
     content[len(content) // 2] ^= 0xFF
-    with open(damaged, "wb") as f:
-        f.write(content)
-    findings, facts = decoded(small_cfg, draw(tmp_path / "good.jpg"), half, damaged)
-    assert sorted(facts.bad) == [1, 2]
-    first, second = map(str, findings.errors.values())
-    assert half in first
-    assert "truncated" in first
-    assert damaged in second
+    Path(damaged).write_bytes(content)
+    findings, facts = decoded(small_cfg, draw(tmp_path / "good.jpg"), damaged)
+    assert list(facts.bad) == [1]
+    (error,) = map(str, findings.errors.values())
+    assert damaged in error
+    assert "cannot be read" in error
+
+
+def test_a_jpeg_whose_pixels_end_early_is_warned_of(tmp_path, small_cfg):
+    pytest.importorskip("cv2")
+    half = draw(tmp_path / "half.jpg", size=(200, 200))
+    content = Path(half).read_bytes()
+    Path(half).write_bytes(content[: len(content) // 2] + b"\xff\xd9")  # its end is there
+    findings, _ = decoded(small_cfg, draw(tmp_path / "good.jpg"), half)
+    (warning,) = map(str, findings.warnings.values())
+    assert half in warning
+    assert "premature end of data" in warning
 
 
 def test_files_that_are_cut_off_alike_are_one_finding(tmp_path, small_cfg):
-    files = [cut(draw(tmp_path / f"{i}.jpg", size=(90 + i, 90)), 0.6) for i in range(4)]
+    files = [cut(draw(tmp_path / f"{i}.bmp", size=(90 + i, 90)), 0.6) for i in range(4)]
     findings, _ = decoded(small_cfg, *files)
     (error,) = findings.errors.values()
     assert error.count == 4
@@ -420,7 +445,7 @@ def test_files_that_are_cut_off_alike_are_one_finding(tmp_path, small_cfg):
 
 def test_with_skipping_a_damaged_image_is_a_warning(tmp_path, small_cfg):
     small_cfg.DATASETS.SKIP_BAD_IMAGES = True
-    findings, _ = decoded(small_cfg, cut(draw(tmp_path / "a.jpg", size=(90, 90)), 0.6))
+    findings, _ = decoded(small_cfg, cut(draw(tmp_path / "a.bmp", size=(90, 90)), 0.6))
     assert not findings.errors
     assert "left out" in str(next(iter(findings.warnings.values())))
 

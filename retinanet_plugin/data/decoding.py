@@ -1,10 +1,16 @@
 """Whole image files decoded as training will, to find those that only fail in the middle."""
 
+import contextlib
+import os
 import re
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from ..errors import UserError
@@ -56,7 +62,12 @@ def decode_images(
                 findings.error(_kind(what), source, what, remedy)
         elif decoded.warning:
             what = f"the image {record['file_name']} is read with a warning ({decoded.warning})"
-            findings.warn(_kind(decoded.warning), source, what, "convert it again if it is damaged")
+            findings.warn(
+                _kind(decoded.warning),
+                source,
+                what,
+                "look at it, and copy it again if it is damaged",
+            )
     return len(records)
 
 
@@ -67,7 +78,45 @@ def _decode(record: dict[str, Any], image_format: str) -> Decoded:
             read_image(record, image_format)
         except UserError as error:
             return Decoded(error=str(error))
-    return Decoded(warning=one_line(str(caught[0].message)) if caught else "")
+    if caught:
+        return Decoded(warning=one_line(str(caught[0].message)))
+    return Decoded(warning=_libjpeg_warning(record["file_name"]))
+
+
+def _libjpeg_warning(path: str) -> str:
+    """What libjpeg says of pixels that it made up; Pillow, which uses it too, keeps that quiet.
+
+    Nothing where OpenCV is not installed, which prints it.
+    """
+    try:
+        import cv2
+    except ImportError:
+        return ""
+    content = np.fromfile(path, np.uint8)
+    if content[:3].tobytes() != b"\xff\xd8\xff":
+        return ""
+    with _printed_by_c() as printed:
+        cv2.imdecode(content, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    return printed[0] if printed else ""
+
+
+@contextlib.contextmanager
+def _printed_by_c() -> Iterator[list[str]]:
+    """The lines that libraries print on stderr, past Python, until the context ends."""
+    printed: list[str] = []
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as f:
+            os.dup2(f.fileno(), 2)
+            try:
+                yield printed
+            finally:
+                os.dup2(stderr, 2)
+                f.seek(0)
+                printed += f.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(stderr)
 
 
 def _kind(text: str) -> str:

@@ -12,10 +12,11 @@ from .read_image import read_image
 
 _EXIF_ORIENTATION = 0x0112
 _FORMATS_OF_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
-# Of other formats some are turned when they are decoded, by some versions of Pillow: such an image
-# is rare enough to be decoded.
+# Of other formats some are turned when they are decoded, by some versions of Pillow.
 _NEVER_TURNED_BY_PILLOW = ("JPEG", "MPO", "PNG", "WEBP")
 _GIT_LFS = b"version https://git-lfs"
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_MOST_BEHIND_END = 2**16
 # Keywords of a PNG's texts in which Pillow looks for an orientation.
 _PNG_EXIF_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -79,11 +80,14 @@ def _read(path: str, f: BinaryIO, num_bytes: int) -> ImageHeader | BadImage:
     orientation = _orientation(image, f)
     if orientation >= 5:  # turned by 90 degrees
         width, height = height, width
-        if image.format not in _NEVER_TURNED_BY_PILLOW:
-            try:
-                height, width = read_image({"file_name": path}, "RGB").shape[:2]
-            except UserError as error:
-                return BadImage("damaged", f"cannot be decoded ({error})", "copy it again")
+    is_turned_by_pillow = orientation >= 5 and image.format not in _NEVER_TURNED_BY_PILLOW
+    if is_turned_by_pillow or _lacks_end(image, f):
+        # Only decoding tells: such images are rare enough.
+        try:
+            height, width = read_image({"file_name": path}, "RGB").shape[:2]
+        except UserError as error:
+            reason = str(error).partition(" cannot be read ")[2].rpartition(": ")[0]
+            return BadImage("cut off", f"cannot be decoded {reason}", "copy it again")
     return ImageHeader(
         width,
         height,
@@ -142,6 +146,23 @@ def _has_late_exif(f: BinaryIO) -> bool:
                 return True
             f.seek(end)
         return False
+    finally:
+        f.seek(place)
+
+
+def _lacks_end(image: Image.Image, f: BinaryIO) -> bool:
+    """Whether a file may be cut off: the end of its format is not where it belongs."""
+    end = _ENDS.get(image.format or "")
+    if end is None:
+        return False
+    place = f.tell()
+    try:
+        f.seek(-len(end), os.SEEK_END)
+        if f.read() == end:
+            return False
+        # Some programs write something behind it.
+        f.seek(max(0, f.tell() - _MOST_BEHIND_END))
+        return end not in f.read()
     finally:
         f.seek(place)
 
