@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer
-from retinanet_plugin.engine.startup_checks import check_weights_fit
+from retinanet_plugin.engine.startup_checks import check_weights, check_weights_fit
 from retinanet_plugin.engine.weight_files import read_weights
 from retinanet_plugin.errors import UserError
 
@@ -181,7 +181,8 @@ def test_a_checkpoint_of_stock_has_no_loss_normalizer(cfg, state, save):
     del state["loss_normalizer"]
     state["pixel_mean"] = torch.zeros(3, 1, 1)
     state["anchor_generator.cell_anchors.0"] = torch.zeros(3, 4)
-    cfg = with_weights(cfg, save(zoo(state), "model_final.pkl"))
+    cfg = with_weights(cfg, save(zoo(state), "model_final.pkl") + "?matching_heuristics=True")
+    check_weights(cfg.MODEL.WEIGHTS)
     check_weights_fit(cfg, build_model(cfg), None, eval_only=True)
 
 
@@ -334,6 +335,20 @@ def test_a_deeper_network(said, state, save):
     level, line = said(save(state))
     assert level == "WARNING"
     assert "the file's backbone.bottom_up are not used" in line
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"preprocessing": {"format": "RGB"}}, "FORMAT RGB and not BGR"),
+        ({"pixel_std": torch.full((3, 1, 1), 57.0)}, "PIXEL_STD [57.0, 57.0, 57.0] and not [1.0"),
+    ],
+)
+def test_images_of_another_kind(said, state, save, more, message):
+    buffers = {key: x for key, x in more.items() if key.startswith("pixel")}
+    level, line = said(save({"model": {**state, **buffers}, **more}))
+    assert level == "WARNING"
+    assert f"but it was trained on images with {message}" in line
 
 
 # ------------------------------------------------------------------ what is refused

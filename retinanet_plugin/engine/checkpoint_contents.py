@@ -22,9 +22,7 @@ def describe_training(cfg: CfgNode) -> dict[str, Any]:
     return {
         "class_names": class_names_of(cfg.DATASETS.TRAIN),
         "preprocessing": {
-            "format": cfg.INPUT.FORMAT,
-            "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],
-            "pixel_std": [float(x) for x in cfg.MODEL.PIXEL_STD],
+            **_pixels(cfg),
             "min_size_test": int(cfg.INPUT.MIN_SIZE_TEST),
             "max_size_test": int(cfg.INPUT.MAX_SIZE_TEST),
         },
@@ -35,6 +33,37 @@ def describe_training(cfg: CfgNode) -> dict[str, Any]:
             "torch": re.sub(r"\+.*", "", torch.__version__),
         },
     }
+
+
+def other_pixels(checkpoint: dict[str, Any], cfg: CfgNode) -> list[str]:
+    """What a file says of its images that differs in ``cfg``: "PIXEL_STD [57.0] and not [1.0]".
+
+    Args:
+        checkpoint: of this package, or with the buffers that some of Detectron2's have.
+    """
+    weights = checkpoint["model"]
+    buffers = {key: weights[key] for key in ("pixel_mean", "pixel_std") if key in weights}
+    saved = {key: torch.as_tensor(x).flatten().tolist() for key, x in buffers.items()}
+    saved.update(checkpoint.get("preprocessing") or {})
+    return [
+        f"{key.upper()} {saved[key]} and not {here}"
+        for key, here in _pixels(cfg).items()
+        if key in saved and not _is_close(saved[key], here)
+    ]
+
+
+def _pixels(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "format": cfg.INPUT.FORMAT,
+        "pixel_mean": [float(x) for x in cfg.MODEL.PIXEL_MEAN],
+        "pixel_std": [float(x) for x in cfg.MODEL.PIXEL_STD],
+    }
+
+
+def _is_close(saved: Any, here: Any) -> bool:
+    if isinstance(here, str):
+        return bool(saved == here)
+    return len(saved) == len(here) and all(abs(x - y) < 0.01 for x, y in zip(saved, here))
 
 
 def described_training(path: str) -> tuple[CfgNode, list[str]]:

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
-from .checkpoint_contents import class_names_of, describe_training, plain
+from .checkpoint_contents import class_names_of, describe_training, other_pixels, plain
 from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
 from .weight_files import UnreadableError, read_checkpoint, read_weights
 from .weight_report import WeightReport
@@ -133,6 +133,7 @@ class Checkpointer(DetectionCheckpointer):
             UserError: the file cannot be read, or fits in more ways than one.
         """
         checkpoint = read_weights(path, source)
+        pixels = other_pixels(checkpoint, self.cfg) if self.cfg else []
         # Of these loggers, a line for each name; the report has the names in short.
         with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
             try:
@@ -145,7 +146,7 @@ class Checkpointer(DetectionCheckpointer):
         class_names = checkpoint.get("class_names") or ()
         data_class_names = self._class_names()
         report = WeightReport.of(
-            f"{source} {path}", self.model, incompatible, class_names, data_class_names
+            f"{source} {path}", self.model, incompatible, class_names, data_class_names, pixels
         )
         return report, checkpoint
 
@@ -157,6 +158,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         found = self.get_checkpoint_file() if resume else ""
         if not found:
+            if resume:
+                logger.info(f"no checkpoint in {self.save_dir} to go on from: a new training")
             return self.load(path, checkpointables=[])
         self.best_metric = self._saved_best_metric()
         return self.load(found, source="the checkpoint")

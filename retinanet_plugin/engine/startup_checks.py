@@ -18,10 +18,11 @@ from ..execution.cuda_graphs import CudaGraphs
 from .checkpointer import Checkpointer
 from .config_checks import check_values
 from .config_values import flattened
-from .device_checks import check_devices, check_processes
+from .device_checks import check_devices, check_processes, num_processes
 from .earlier_checkpoints import find_checkpoint
 from .output_dir import check_output_dir
 from .startup_log import log_on_console
+from .weight_files import without_query
 from .weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 
 
@@ -36,7 +37,7 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         UserError: from the config, the devices, the data sets, the weights or the model.
     """
     with log_on_console():
-        check_values(cfg, args)
+        check_values(cfg, not args.eval_only, num_processes(args))
         check_devices(cfg, args)
         check_processes(cfg, args)
         check_output_dir(cfg.OUTPUT_DIR)
@@ -141,7 +142,7 @@ def check_weights(path: str, required: bool = False) -> None:
         return
     try:
         # Files of the web are fetched into the cache, once and not by every process.
-        found = PathManager.isfile(PathManager.get_local_path(path))
+        found = PathManager.isfile(PathManager.get_local_path(without_query(path)[0]))
     except OSError as error:
         raise UserError(
             f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlparse
 import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import TORCH_VERSION
 
 from ..errors import UserError
 from .safe_pickle import NOT_CODE, ArrayUnpickler, UnreadableError, numpy_globals
@@ -37,7 +38,7 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, holds something else, or would run code.
     """
-    path, uses_heuristics = _without_query(path)
+    path, uses_heuristics = without_query(path)
     try:
         checkpoint = _read(_local_file(path), os.path.splitext(urlparse(path).path)[1])
         _check_arrays(checkpoint["model"])
@@ -65,7 +66,7 @@ def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
     try:
         if is_zip and not only_header:
             _check_sums(path)
-        with torch.serialization.safe_globals(numpy_globals()):
+        with _numbers_of_numpy():
             loaded = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
             )
@@ -113,7 +114,7 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         raise UnreadableError(f"cannot be read ({reason}): correct the path") from error
 
 
-def _without_query(path: str) -> tuple[str, bool]:
+def without_query(path: str) -> tuple[str, bool]:
     """``path`` without ``matching_heuristics``, and whether that is asked for."""
     if "?" not in path or os.path.isfile(path):
         return path, False
@@ -210,6 +211,12 @@ def _from_pycls(loaded: dict[str, Any]) -> dict[str, Any]:
     state = loaded["model_state"]
     state = {key: x for key, x in state.items() if not key.endswith("num_batches_tracked")}
     return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _numbers_of_numpy() -> contextlib.AbstractContextManager[None]:
+    if TORCH_VERSION < (2, 6):  # which knows no other names: such files are refused
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals(numpy_globals())
 
 
 def _check_start(start: bytes) -> None:

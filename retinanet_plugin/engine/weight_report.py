@@ -36,6 +36,7 @@ class WeightReport:
     num_classes: int | None = None  # K of the model
     class_names: list[str] = field(default_factory=list)  # that the file says
     data_class_names: list[str] = field(default_factory=list)  # of the data sets
+    other_pixels: list[str] = field(default_factory=list)  # that the file was trained on
     not_finite: str = ""  # the first tensor of the model that holds a NaN or an infinite number
 
     @classmethod
@@ -46,6 +47,7 @@ class WeightReport:
         incompatible: Any,
         class_names: Sequence[str],
         data_class_names: Sequence[str],
+        other_pixels: list[str],
     ) -> "WeightReport":
         """
         Args:
@@ -53,6 +55,7 @@ class WeightReport:
             model: with the weights loaded.
             incompatible: what ``DetectionCheckpointer._load_model`` returned.
             class_names, data_class_names: of the file and of the data; empty: unknown.
+            other_pixels: of :func:`retinanet_plugin.engine.checkpoint_contents.other_pixels`.
         """
         state = model.state_dict()
         sizes = {name: x.numel() for name, x in state.items() if _is_weight(name)}
@@ -70,6 +73,7 @@ class WeightReport:
             num_classes=getattr(model, "num_classes", None),
             class_names=[str(name) for name in class_names],
             data_class_names=[str(name) for name in data_class_names],
+            other_pixels=other_pixels,
             not_finite=next((n for n in state if n in loaded and not _is_finite(state[n])), ""),
         )
 
@@ -93,7 +97,7 @@ class WeightReport:
     def is_suspicious(self) -> bool:
         """Whether more does not fit than what is new for other classes."""
         others = [name for name in self.shapes if not self._is_class_head_of_another_size(name)]
-        return bool(others or self.another_model)
+        return bool(others or self.another_model or self.other_pixels)
 
     def __str__(self) -> str:
         """The one line."""
@@ -116,6 +120,8 @@ class WeightReport:
                 f"its classes are {_list(self.class_names)}, those of the data "
                 f"{_list(self.data_class_names)}"
             )
+        if self.other_pixels:
+            parts.append(f"but it was trained on images with {' and '.join(self.other_pixels)}")
         return f"{self.source}: {', '.join(parts)}"
 
     def refuse_for_training(self, model: nn.Module) -> None:
