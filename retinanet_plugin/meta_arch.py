@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .compat import batch_images, log_scalar
 from .config import head_input_shapes, num_cell_anchors
 from .eager import is_transformed
-from .errors import registered
+from .errors import UserError, registered
 from .execution import Execution
 from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
@@ -292,6 +292,9 @@ class ModularRetinaNet(nn.Module):
 
         Returns:
             dict[str, Tensor]: ``loss_cls`` and ``loss_box_reg``, float32 scalars.
+
+        Raises:
+            UserError: a loss does not return what it is to return.
         """
         labels_of_levels = gt_labels.split([len(boxes) for boxes in anchors], dim=1)
         labels_of_levels = [
@@ -299,6 +302,11 @@ class ModularRetinaNet(nn.Module):
             for labels, logits in zip(labels_of_levels, pred_logits)
         ]
         loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
+        if loss_cls.dim():
+            raise UserError(
+                f"{type(self.cls_loss).__name__} returns a tensor of shape "
+                f"{tuple(loss_cls.shape)}: return the sum over all anchors, a scalar"
+            )
         foreground = self._is_foreground(gt_labels)
         loss_box_reg = foreground_box_loss(
             self.box_loss,

@@ -1,10 +1,14 @@
 """A user's mistake ends in one sentence before training starts: what, where, and the remedy."""
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, make_batch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 
 import train_net
+from retinanet_plugin import UserError
+from retinanet_plugin.losses import SigmoidLoss
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
@@ -247,3 +251,36 @@ def test_cuda_graphs_of_other_devices_and_parts(error_of, gpus):
     ohem = ["MODEL.RETINANET.CLS_LOSS_NAME", "OHEMLoss"]
     message = error_of(*GRAPHS, "MODEL.DEVICE", "cuda", *ohem)
     assert "MODEL.RETINANET.CUDA_GRAPH is True but a graph cannot hold OHEMLoss" in message
+
+
+# ------------------------------------------------------------------ parts of other projects
+
+
+class OneTensor(SigmoidLoss):
+    def loss_and_slope(self, error_logits):
+        return error_logits.square()
+
+
+class LossOfEachClass(torch.nn.Module):
+    def forward(self, pred_logits, gt_labels, anchors):
+        return pred_logits[0].square().sum(dim=(0, 1, 2, 3))
+
+
+class SumOfRows(torch.nn.Module):
+    def forward(self, deltas, anchors, gt_boxes):
+        return deltas.sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("cls_loss", OneTensor(alpha=0.25), "loss_and_slope of the classification loss does not"),
+        ("cls_loss", LossOfEachClass(), r"LossOfEachClass returns a tensor of shape \(5,\)"),
+        ("box_loss", SumOfRows(), r"the box loss returns a tensor of shape \(\): return one loss"),
+    ],
+)
+def test_losses_that_return_something_else(small_cfg, name, part, message):
+    model = build_model(small_cfg).train()
+    setattr(model, name, part)
+    with pytest.raises(UserError, match=message):
+        model(make_batch(num_classes=5))

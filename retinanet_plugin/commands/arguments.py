@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from ..config import load_config
 from ..data.coco_json import register_coco_json
 from ..data.num_classes import take_num_classes
+from ..engine.startup_log import log_on_console
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +23,10 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: see :func:`retinanet_plugin.config.load_config`.
     """
-    cfg = load_config(args.config_file, args.opts)
-    register_coco_json(cfg.DATASETS.COCO_JSON)
-    take_num_classes(cfg, args.config_file, args.opts)
+    with log_on_console():
+        cfg = load_config(args.config_file, args.opts)
+        register_coco_json(cfg.DATASETS.COCO_JSON)
+        take_num_classes(cfg, args.config_file, args.opts)
     return cfg
 
 

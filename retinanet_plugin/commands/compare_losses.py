@@ -21,10 +21,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
-from ..config import check_config
 from ..data.checks import check_datasets, check_evaluator_type
 from ..data.coco_json import register_coco_json
 from ..engine import Trainer, check_model, check_weights
+from ..engine.config_checks import check_values
+from ..engine.output_dir import check_output_dir
 from ..errors import UserError
 from .arguments import add_config_arguments, natural_number, positive_number, read_config
 
@@ -65,12 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
-    check_config(cfg)
+    check_values(cfg)
+    check_output_dir(cfg.OUTPUT_DIR)
+    check_model(cfg)
     check_datasets(cfg)
     if len(cfg.DATASETS.TEST) != 1 or check_evaluator_type(cfg.DATASETS.TEST[0]) != "coco":
         raise UserError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format")
     check_weights(cfg.MODEL.WEIGHTS)
-    check_model(cfg)
     experiment = _Experiment(cfg, args.jobs)
     first, *others = args.seeds
     tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))

@@ -1,6 +1,5 @@
 """All that is checked of a config before anything is read or built."""
 
-import argparse
 import logging
 
 from detectron2.config import CfgNode
@@ -11,7 +10,6 @@ from ..errors import UserError
 from .config_conflicts import conflict_errors, conflict_warnings
 from .config_probes import probe_errors, solver_errors
 from .config_values import value_errors
-from .device_checks import num_processes
 
 logger = logging.getLogger("detectron2.config")
 
@@ -40,17 +38,20 @@ def config_warnings(cfg: CfgNode, training: bool = True) -> list[str]:
     return list(conflict_warnings(cfg, training))
 
 
-def check_values(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_values(cfg: CfgNode, training: bool = True, num_processes: int = 1) -> None:
     """Log the warnings of a config.
+
+    Args:
+        cfg, training: see :func:`config_errors`.
+        num_processes: that train together.
 
     Raises:
         UserError: its first error, and how many others there are.
     """
-    training = not args.eval_only
     errors = config_errors(cfg, training)
     if not errors and training and cfg.SOLVER.REFERENCE_WORLD_SIZE:
         # Batch, rate and periods become others with another number of processes.
-        cfg = DefaultTrainer.auto_scale_workers(cfg, num_processes(args))
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_processes)
         errors = config_errors(cfg, training)
     if errors:
         more = len(errors) - 1

@@ -10,6 +10,7 @@ from fvcore.common.registry import Registry
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .box_deltas import boxes_of, deltas_of
 from .iou_losses import ciou_loss, diou_loss, giou_loss
 
@@ -132,6 +133,9 @@ def foreground_box_loss(
     Returns:
         Tensor: a float32 scalar (float64 for float64 deltas); without foreground exactly 0, with
         gradients of 0.
+
+    Raises:
+        UserError: ``box_loss`` returns something else than a loss for each row.
     """
     sizes = [len(boxes) for boxes in anchors]
     rows = _masked_rows if masked else _picked_rows
@@ -144,6 +148,11 @@ def foreground_box_loss(
     ):
         boxes = boxes.tensor.expand_as(gt_boxes)
         losses = box_loss(*rows(is_fg, deltas, boxes, gt_boxes))
+        if losses.dim() != 1:
+            raise UserError(
+                f"the box loss returns a tensor of shape {tuple(losses.shape)}: return one loss "
+                "for each row of boxes, shape (rows,)"
+            )
         if masked:
             losses = losses.masked_fill(~is_fg.flatten(), 0)
         sums.append(losses.sum())

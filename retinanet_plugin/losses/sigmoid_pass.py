@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..subnormal import flush_tiny_
 
 # From errors -x_t, of any shape, to phi of them and its derivative.
@@ -55,6 +56,20 @@ def dense_anchor_losses(
         grad_chunk = grads[0] if grads else None
         out.copy_(_chunk_losses(logits, labels.long(), loss_and_slope, alpha, grad_chunk, memory))
     return losses
+
+
+def two_tensors(result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a formula returned, which projects that build on this one write themselves.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise UserError(
+            "loss_and_slope of the classification loss does not return two tensors but "
+            f"{type(result).__name__}: return phi(v) and its derivative"
+        )
+    return result
 
 
 def _chunk_losses(
@@ -105,8 +120,8 @@ def _unmasked_losses(
         _, loss, slope, *spare = memory
         loss_and_slope.write(logits, loss, slope, spare)
     else:
-        loss, slope = loss_and_slope(logits)
-    fg_loss, fg_slope = loss_and_slope(-logits.gather(-1, index))
+        loss, slope = two_tensors(loss_and_slope(logits))
+    fg_loss, fg_slope = two_tensors(loss_and_slope(-logits.gather(-1, index)))
     bg_weight: float | Tensor = 1.0
     if alpha is not None:
         bg_weight = 1 - alpha
