@@ -1,148 +1,471 @@
-"""Annotation files that training or evaluation would stumble over: what check_datasets says."""
+"""Annotations: what is read of them, and what check_datasets says of those that cannot be."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 
 from retinanet_plugin import UserError
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.checks import check_datasets
+from retinanet_plugin.data.checks import check_datasets, inspect_datasets, num_classes_of
 from retinanet_plugin.data.coco_json import register_coco_json
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
 
+def forget(*names):
+    """Take data sets out of Detectron2's catalogs, where an earlier call may have put them."""
+    for name in names:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+def config(train=None, test=None):
+    keys = {"DATASETS.TRAIN": train, "DATASETS.TEST": test}
+    return load_config(
+        INSTANT, [x for key, name in keys.items() for x in (key, str((name,) if name else ()))]
+    )
+
+
 @pytest.fixture
-def error_of(digits_entries):
-    """``error_of(train=..., val=...)``: the sentence about these entries of COCO_JSON."""
+def check(digits_entries):
+    """``check(train=..., val=...)`` checks these entries of COCO_JSON."""
 
     def run(train=digits_entries[0], val=digits_entries[1]):
-        names = {"DATASETS.TRAIN": train[0], "DATASETS.TEST": val[0]}
-        for name in names.values():  # registered by an earlier call, perhaps otherwise
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
-        cfg = load_config(INSTANT, [x for key, name in names.items() for x in (key, str((name,)))])
+        forget(train[0], val[0])
         register_coco_json([train, val])
+        return check_datasets(config(train[0], val[0]))
+
+    return run
+
+
+@pytest.fixture
+def error_of(check):
+    """``error_of(train=..., val=...)``: the sentence about these entries of COCO_JSON."""
+
+    def run(**entries):
         with pytest.raises(UserError) as error:
-            check_datasets(cfg)
+            check(**entries)
         assert "\n" not in str(error.value)
         return str(error.value)
 
     return run
 
 
-def test_train_and_test_categories_differ(error_of, digits_entries, broken_annotations):
-    def rename(coco):
-        coco["categories"][3]["name"] = "drei"
-
+@pytest.fixture
+def changed(digits_entries, broken_annotations):
+    """``changed(change)``: an entry of COCO_JSON for the val set, edited by ``change(coco)``."""
     name, _, images = digits_entries[1]
-    message = error_of(val=(name, broken_annotations(rename), images))
+    return lambda change: (name, broken_annotations(change), images)
+
+
+@pytest.fixture
+def warnings_of(check, changed, caplog):
+    """``warnings_of(change)``: what is logged of a train set that ``change(coco)`` has edited."""
+
+    def run(change):
+        _, path, images = changed(change)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "detectron2"):
+            check(train=("changed_train", path, images))
+        return [r.getMessage() for r in caplog.records if f"{path} of changed" in r.getMessage()]
+
+    return run
+
+
+def first(key, **fields):
+    """A change of the first entry of a list."""
+    return lambda coco: coco[key][0].update(fields)
+
+
+def every(**fields):
+    """A change of all annotations."""
+    return lambda coco: [a.update(fields) for a in coco["annotations"]]
+
+
+# ---- files ----
+
+
+def test_train_and_test_categories_differ(error_of, changed):
+    message = error_of(val=changed(lambda coco: coco["categories"][3].update(name="drei")))
     assert "the categories of" in message
-    assert "drei" in message
+    assert 'class 3 is "3" and "drei"' in message
 
 
 def test_annotation_file_missing(error_of, digits_entries, tmp_path):
     name, _, images = digits_entries[1]
     path = str(tmp_path / "none.json")
     message = error_of(val=(name, path, images))
-    assert f"the annotation file {path} of {name} cannot be read (No such file" in message
+    assert f"the annotation file {path} of {name}: it cannot be read (No such file" in message
 
 
-def test_annotation_file_is_no_json(error_of, digits_entries, tmp_path):
+@pytest.mark.parametrize("content", ["<xml/>", "[" * 100_000, '{"images": [', ""])
+def test_annotation_file_is_no_json(error_of, digits_entries, tmp_path, content):
     name, _, images = digits_entries[1]
     path = tmp_path / "text.json"
-    path.write_text("<xml/>")
-    assert f"the annotation file {path} of {name} is not JSON" in error_of(
-        val=(name, str(path), images)
-    )
+    path.write_text(content)
+    message = error_of(val=(name, str(path), images))
+    assert f"the annotation file {path} of {name}: it is not JSON" in message
+
+
+def test_a_key_that_is_there_twice(error_of, changed, digits_entries):
+    name, path, images = changed(lambda coco: None)
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace('"bbox"', '"bbox": [1, 2, 3, 4], "bbox"', 1))
+    assert "it has 'bbox' twice in one entry, which has id 1" in error_of(val=(name, path, images))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_of_windows(check, changed, encoding):
+    entry = changed(lambda coco: None)
+    Path(entry[1]).write_text(Path(entry[1]).read_text(), encoding=encoding)
+    assert check(val=entry)[entry[0]].num_images == 4
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_annotation_file_lacks_a_key(error_of, digits_entries, broken_annotations, key):
-    name, _, images = digits_entries[1]
-    path = broken_annotations(lambda coco: coco.pop(key))
-    assert f"{path} of {name} has no list '{key}'" in error_of(val=(name, path, images))
+def test_annotation_file_lacks_a_key(error_of, changed, key):
+    assert f": it has no list '{key}'" in error_of(val=changed(lambda coco: coco.pop(key)))
 
 
-def test_a_test_set_of_coco_needs_no_annotations(digits_entries, broken_annotations, tmp_path):
-    name, _, images = digits_entries[1]
-    path = Path(broken_annotations(lambda coco: coco.pop("annotations")))
-    path = str(path.rename(tmp_path / "image_info_test-dev2017.json"))
-    cfg = load_config(INSTANT, ["DATASETS.TEST", f"('{name}',)"])
+def test_a_test_set_of_coco_needs_no_annotations(changed, tmp_path):
+    name, path, images = changed(lambda coco: coco.pop("annotations"))
+    path = str(Path(path).rename(tmp_path / "image_info_test-dev2017.json"))
+    forget(name)
     register_coco_json([(name, path, images)])
-    check_datasets(cfg, eval_only=True)  # raises nothing
+    facts = check_datasets(config(test=name), eval_only=True)[name]
+    assert not facts.is_annotated
 
 
-def test_annotations_of_another_shape(error_of, digits_entries, broken_annotations):
-    name, _, images = digits_entries[1]
-    path = broken_annotations(lambda coco: coco["images"][0].pop("file_name"))
-    assert f"{path} of {name}: images[0] has no 'file_name'" in error_of(val=(name, path, images))
-    path = broken_annotations(lambda coco: coco["categories"].append("cat"))
-    assert f"{path} of {name}: categories[10] has no 'id'" in error_of(val=(name, path, images))
-
-
-def test_annotation_of_an_unknown_category_or_image(error_of, digits_entries, broken_annotations):
-    name, _, images = digits_entries[1]
-
-    def change(key, value):
-        return broken_annotations(lambda coco: coco["annotations"][0].update({key: value}))
-
-    message = error_of(val=(name, change("category_id", 77), images))
-    assert "annotation 1 has category_id 77, which 'categories' lacks" in message
-    message = error_of(val=(name, change("image_id", 999), images))
-    assert "annotation 1 has image_id 999, which 'images' lacks" in message
-    message = error_of(val=(name, change("bbox", [1, 2, 3]), images))
-    assert "annotation 1 has bbox [1, 2, 3]: write [x, y, width, height]" in message
-
-
-def test_images_missing(error_of, digits_entries, tmp_path):
-    name, annotations, _ = digits_entries[1]
-    (tmp_path / "images").mkdir()
-    for i in (1, 2):
-        (tmp_path / f"images/{i:05d}.jpg").write_bytes(b"")
-    message = error_of(val=(name, annotations, str(tmp_path / "images")))
-    assert f"2 of the 4 images of {name} are missing" in message
-    assert str(tmp_path / "images" / "00003.jpg") in message
-    message = error_of(val=(name, annotations, str(tmp_path / "nowhere")))
-    assert f"4 of the 4 images of {name} are missing" in message
+# ---- entries that mean nothing ----
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "message"),
+    ("key", "fields", "message"),
     [
-        ("images", {"id": None}, "images[0] has id None: write a value of type int or str"),
-        ("images", {"id": 2}, "images[1] has id 2, as another one has"),
-        ("images", {"file_name": None}, "images[0] has file_name None: write a value of type str"),
-        ("images", {"height": "160"}, "images[0] has height '160': write a value of type int"),
-        ("annotations", {"id": 0}, "annotation 0 would count as not found"),
-        ("annotations", {"id": 2}, "annotations[1] has id 2, as another one has"),
-        ("annotations", {"image_id": []}, "annotations[0] has image_id []"),
-        ("annotations", {"area": None}, "annotations[0] has area None"),
+        ("images", {"id": None}, "images[0] (00001.jpg) has id null: write a value of type int"),
+        ("images", {"id": 2}, "images[1] (00002.jpg) has id 2, as another one has"),
+        ("images", {"id": "1"}, "'images' has the id 2, a number, and \"1\", a text"),
+        ("images", {"file_name": None}, "images[0] has file_name null: write a value of type str"),
+        ("images", {"file_name": "a\0b"}, r'images[0] (a\0b) has file_name "a\u0000b": write a'),
+        ("images", {"height": "160"}, '(00001.jpg) has height "160": write a value of type int'),
+        ("images", {"width": -1, "height": -1}, "images[0] (00001.jpg) has height -1"),
+        ("images", {"width": float("nan")}, "images[0] (00001.jpg) has width NaN"),
+        ("images", {"width": 0}, "images[0] (00001.jpg) has width 0"),
+        ("images", {"width": None}, "images[0] (00001.jpg) has width null"),
+        ("annotations", {"image_id": []}, "annotation 1 has image_id [], which 'images' lacks"),
+        ("annotations", {"image_id": True}, "annotation 1 has image_id true, which 'images' lacks"),
+        ("annotations", {"image_id": 99}, "annotation 1 has image_id 99, which 'images' lacks"),
+        ("annotations", {"image_id": "1"}, "image_id \"1\", a text, but 'images' has the number 1"),
+        (
+            "annotations",
+            {"category_id": "1"},
+            "category_id \"1\", a text, but 'categories' has the",
+        ),
+        ("annotations", {"category_id": 77}, "has category_id 77, which 'categories' lacks"),
+        ("annotations", {"area": "12"}, 'annotation 1 (00001.jpg) has area "12"'),
+        ("annotations", {"iscrowd": "yes"}, 'annotation 1 (00001.jpg) has iscrowd "yes"'),
+        ("annotations", {"ignore": 2}, "annotation 1 (00001.jpg) has ignore 2: write 0 or 1"),
         ("annotations", {"bbox": [1, 2, -3, 4]}, "has bbox [1, 2, -3, 4]: write [x, y, width"),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotation 1 (00001.jpg) has bbox [1, 2, 3]"),
+        ("annotations", {"bbox": [1, 2, 3, 4, 5]}, "has bbox [1, 2, 3, 4, 5]"),
+        ("annotations", {"bbox": [1, 2, 3, True]}, "has bbox [1, 2, 3, true]"),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "has bbox [1, 2, 3, NaN]"),
+        ("annotations", {"bbox": [1, 2, 3, 10**400]}, "has bbox [1, 2, 3, 1000"),
+        ("annotations", {"bbox": [1, 2, 3, "4"]}, 'has bbox [1, 2, 3, "4"]'),
+        ("annotations", {"bbox": [500, 2, 3, 4]}, "which lies outside its image of 160 x 160"),
         ("categories", {"id": 2}, "categories[1] has id 2, as another one has"),
-        ("categories", {"name": None}, "categories[0] has name None: write a value of type str"),
+        ("categories", {"id": "1"}, 'categories[0] has id "1": write a value of type int'),
+        ("categories", {"name": None}, "categories[0] has name null: write a value of type str"),
+        ("categories", {"name": "1"}, 'categories[1] has name "1", as another one has'),
     ],
 )
-def test_fields_of_annotation_files(
-    error_of, digits_entries, broken_annotations, key, change, message
-):
-    name, _, images = digits_entries[1]
-    path = broken_annotations(lambda coco: coco[key][0].update(change))
-    assert message in error_of(val=(name, path, images))
+def test_entries_that_cannot_be_read(error_of, changed, key, fields, message):
+    assert message in error_of(val=changed(first(key, **fields)))
 
 
-@pytest.mark.parametrize("field", ["area", "iscrowd"])
-def test_what_only_evaluation_reads(error_of, digits_entries, broken_annotations, field):
-    name, _, images = digits_entries[1]
-    path = broken_annotations(lambda coco: coco["annotations"][0].pop(field))
-    assert f"annotations[0] has no '{field}'" in error_of(val=(name, path, images))
+def test_entries_of_another_shape(error_of, changed):
+    message = error_of(val=changed(lambda coco: coco["images"][0].pop("file_name")))
+    assert ": images[0] has no 'file_name'" in message
+    message = error_of(val=changed(lambda coco: coco["categories"].append("cat")))
+    assert ": categories[10] is \"cat\", which has no 'id'" in message
 
 
-def test_nothing_to_train_on(error_of, digits_entries, broken_annotations):
-    name, _, _ = digits_entries[0]
-    path = broken_annotations(lambda coco: coco["annotations"].clear())
-    message = error_of(train=(name, path, digits_entries[1][2]))
-    assert f"{path} of {name} has no box to train on" in message
+def test_findings_are_counted(error_of, changed):
+    def change(coco):
+        coco["images"][0]["height"] = "160"
+        for a in coco["annotations"]:
+            a["bbox"] = a["bbox"][:3]
+
+    entry = changed(change)
+    count = len(json.loads(Path(entry[1]).read_text())["annotations"])
+    forget(entry[0])
+    register_coco_json([entry])
+    findings, _ = inspect_datasets(config(test=entry[0]), eval_only=True)
+    assert len(findings.errors) == 3  # and annotations of the image that cannot be read
+    found = findings.errors["annotations bbox", next(iter(findings.errors))[1]]
+    assert 0 < found.count < count
+    assert f"({found.count - 1} more like it): write [x, y, width, height]" in str(found)
+    with pytest.raises(UserError, match="2 more kinds of mistakes"):
+        findings.raise_errors()
+
+
+# ---- entries that mean something ----
+
+
+@pytest.mark.parametrize(
+    ("fields", "crowd"),
+    [
+        ({"iscrowd": None}, 0),
+        ({"iscrowd": False}, 0),
+        ({"iscrowd": "0"}, 0),
+        ({"iscrowd": True}, 1),
+        ({"iscrowd": 1}, 1),
+        ({"ignore": 1}, 1),
+        ({"ignore": 0, "iscrowd": 1}, 1),
+        ({"segmentation": [[1, 2, 3, 4]]}, 0),
+        ({"segmentation": "none"}, 0),
+        ({"segmentation": {"counts": 3}}, 0),
+        ({"area": None, "id": None}, 0),
+        ({"id": 2}, 0),
+        ({"bbox": [-3, 4.5, 20, 1e3]}, 0),
+    ],
+)
+def test_a_box_is_read_as_meant(check, changed, fields, crowd):
+    entry = changed(first("annotations", **fields))
+    expected = json.loads(Path(entry[1]).read_text())["annotations"]
+    facts = check(val=entry)[entry[0]]
+    dicts = DatasetCatalog.get(entry[0])
+    assert sum(len(image["annotations"]) for image in dicts) == len(expected)
+    box = dicts[0]["annotations"][0]
+    assert (box["bbox"], box["bbox_mode"]) == (expected[0]["bbox"], BoxMode.XYWH_ABS)
+    assert box["iscrowd"] == crowd == facts.num_crowds
+    assert box["category_id"] == expected[0]["category_id"] - 1
+    assert "segmentation" not in box
+
+
+def test_an_image_without_sizes(check, changed):
+    entry = changed(lambda coco: [coco["images"][0].pop(key) for key in ("width", "height")])
+    check(val=entry)
+    image = DatasetCatalog.get(entry[0])[0]
+    assert image.keys() == {"image_id", "file_name", "annotations"}
+
+
+def test_texts_as_ids(check, changed):
+    def change(coco):
+        for image in coco["images"]:
+            image["id"] = f"{image['id']:05d}"
+        for a in coco["annotations"]:
+            a["image_id"] = f"{a['image_id']:05d}"
+
+    entry = changed(change)
+    check(val=entry)
+    assert [x["image_id"] for x in DatasetCatalog.get(entry[0])] == [
+        "00001",
+        "00002",
+        "00003",
+        "00004",
+    ]
+
+
+def test_categories_are_numbered_in_the_order_of_their_ids(check, changed):
+    entry = changed(lambda coco: coco["categories"].reverse())
+    check(val=entry)
+    metadata = MetadataCatalog.get(entry[0])
+    assert metadata.thing_classes == [str(i) for i in range(10)]
+    assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(10)}
+
+
+def test_a_file_is_read_once_for_the_check_and_anew_when_it_changes(check, changed):
+    entry = changed(first("annotations", bbox=[1, 1, 5, 5]))
+    facts = check(val=entry)[entry[0]]
+    assert DatasetCatalog.get(entry[0]) is facts.images
+    second = DatasetCatalog.get(entry[0])
+    assert second is not facts.images
+    assert second == facts.images
+    check_datasets(config(test=entry[0]), eval_only=True)
+    changed(lambda coco: coco["categories"].append({"id": 99, "name": "new"}))
+    assert len(DatasetCatalog.get(entry[0])[0]["annotations"]) > 0
+    assert len(MetadataCatalog.get(entry[0]).thing_classes) == 11
+
+
+def test_number_of_classes(digits_entries):
+    forget(*(name for name, *_ in digits_entries))
+    register_coco_json(digits_entries)
+    (train, *_), (val, *_) = digits_entries
+    assert num_classes_of(config(train, val)) == (10, train)
+    assert num_classes_of(config(test=val)) == (10, val)
+    assert num_classes_of(config("of nobody")) is None
+
+
+# ---- what is probably not meant ----
+
+
+def corners(coco):
+    for a in coco["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x, y, x + w, y + h]
+
+
+def fractions(coco):
+    for a in coco["annotations"]:
+        a["bbox"] = [x / 160 for x in a["bbox"]]
+
+
+def repeat(coco):
+    coco["annotations"].append({**coco["annotations"][0], "id": 999})
+    coco["images"].append({**coco["images"][0], "id": 999})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (first("annotations", bbox=[150, 10, 20, 20]), "a box that leaves its image of 160 x 160"),
+        (first("annotations", bbox=[10, 10, 0, 20]), "annotation 1 (00001.jpg) has bbox [10.0, "),
+        (fractions, "the boxes seem to be fractions of the image"),
+        (repeat, "annotation 999 (00001.jpg) has bbox"),
+        (repeat, "00001.jpg is listed 2 times"),
+        (first("annotations", id=2), "annotations[1] has id 2, as another one has"),
+        (lambda coco: [a.update(category_id=3) for a in coco["annotations"]], "no object of 9 of"),
+        (lambda coco: coco["annotations"].pop(0), "of its 4 images have no object, the first is"),
+        (
+            lambda coco: coco["annotations"].extend(
+                {**coco["annotations"][0], "id": 1000 + i, "bbox": [i, 9, 9, 9]} for i in range(100)
+            ),
+            "1 images have more objects than the TEST.DETECTIONS_PER_IMAGE 100",
+        ),
+        (
+            lambda coco: [a.update(iscrowd=1) for a in coco["annotations"][1:]],
+            "boxes have iscrowd (or ignore) 1, the first is annotation 2",
+        ),
+    ],
+)
+def test_warnings(warnings_of, change, message):
+    def change_all(coco):
+        coco["annotations"] = [
+            {**coco["annotations"][i % 2], "id": i + 1, "bbox": [10 + i, 20, 30, 40]}
+            for i in range(12)
+        ]
+        change(coco)
+
+    found = warnings_of(change_all)
+    assert any(message in warning for warning in found), found
+
+
+def test_boxes_as_corners(warnings_of):
+    found = [warning for warning in warnings_of(corners) if "corners [x1, y1, x2, y2]" in warning]
+    assert len(found) == 1
+    assert "boxes leave their image as [x, y, width, height], such as annotation" in found[0]
+
+
+def test_the_digits_raise_no_warning_of_their_own(check, caplog):
+    with caplog.at_level(logging.WARNING, "detectron2"):
+        check()
+    assert all(
+        "no object of" in r.getMessage() or "classes that" in r.getMessage() for r in caplog.records
+    )
+
+
+def test_one_file_in_train_and_test(check, digits_entries, caplog):
+    _, path, images = digits_entries[1]
+    with caplog.at_level(logging.WARNING, "detectron2"):
+        check(train=("leaking", path, images))
+    assert "4 of its 4 image files are in leaking too" in caplog.text
+
+
+# ---- empty sets ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda coco: coco["annotations"].clear(), "it has no box to train on: annotate objects"),
+        (every(iscrowd=1), "it has no box to train on, since iscrowd (or ignore) is 1 in"),
+        (every(bbox=[1, 1, 0, 4]), "it has no box to train on, since none has an area"),
+        (lambda coco: (coco["images"].clear(), coco["annotations"].clear()), "it lists no image"),
+    ],
+)
+def test_nothing_to_train_on(error_of, changed, change, message):
+    _, path, images = changed(change)
+    assert message in error_of(train=("nothing", path, images))
+
+
+def test_no_image_to_evaluate_on(error_of, changed):
+    entry = changed(lambda coco: (coco["images"].clear(), coco["annotations"].clear()))
+    assert f"{entry[1]} of {entry[0]}: it lists no image" in error_of(val=entry)
+
+
+# ---- data sets that are not registered by a config ----
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1 has a segmentation without a polygon"),
+        ({"iscrowd": None}, "annotation 1 has iscrowd null, which Detectron2 takes for a crowd"),
+        ({"ignore": 1}, "annotation 1 has ignore 1, which Detectron2's loader refuses"),
+        ({"id": 2}, "annotation 2 has id 2, as another one has"),
+        ({"id": None}, "annotation null has no 'id', which Detectron2's loader needs"),
+    ],
+)
+def test_what_the_loader_of_detectron2_would_lose(changed, fields, message):
+    _, path, images = changed(first("annotations", **fields))
+    forget("stock")
+    register_coco_instances("stock", {}, path, images)
+    with pytest.raises(UserError) as error:
+        check_datasets(config(train="stock"))
+    assert message in str(error.value)
+    assert "or let DATASETS.COCO_JSON register it" in str(error.value)
+
+
+def own_dict(**fields):
+    box = {"bbox": [1, 2, 30, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 3}
+    image = {"file_name": "a.jpg", "image_id": 7, "height": 50, "width": 60}
+    image.update({key: fields.pop(key) for key in list(fields) if key in image})
+    return {**image, "annotations": [{**box, **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("dicts", "message"),
+    [
+        ([own_dict(bbox_mode=None)], "annotation 0 of a.jpg (counted from 0) has bbox_mode None"),
+        ([own_dict(bbox=[1, 2, 3])], "has bbox [1, 2, 3], not [x1, y1, x2, y2]"),
+        ([own_dict(bbox=[9, 2, 3, 4])], "has bbox [9, 2, 3, 4], not [x1, y1, x2, y2]"),
+        ([own_dict(category_id=10)], "has category_id 10, not one of 0 to 9"),
+        ([own_dict(category_id=-1)], "has category_id -1, not one of 0 to 9"),
+        ([own_dict(iscrowd=None)], "has iscrowd null, not 0 or 1"),
+        ([own_dict(ignore=1)], "has ignore 1, which nothing reads"),
+        ([own_dict(file_name=None)], "dict 0 has file_name null, not a path"),
+        ([own_dict(height=0)], "dict 0 (a.jpg) has height 0, not a number of pixels"),
+        ([own_dict(image_id=None)], "dict 0 (a.jpg) has image_id null, not a number or a text"),
+        ([own_dict(), own_dict()], "dict 1 (a.jpg) has image_id 7, as another one has"),
+        ([own_dict(bbox=[70, 2, 80, 9])], "which lies outside its image of 60 x 50 pixels"),
+        ([], "the data set own: it lists no image"),
+        (None, "the function returns a NoneType: return a list of dicts"),
+        (KeyError("boxes"), "the function raises KeyError: 'boxes'"),
+    ],
+)
+def test_dataset_dicts_of_a_function(dicts, message):
+    def load():
+        if isinstance(dicts, Exception):
+            raise dicts
+        return dicts
+
+    forget("own")
+    DatasetCatalog.register("own", load)
+    digits = [str(i) for i in range(10)]
+    MetadataCatalog.get("own").set(thing_classes=digits, evaluator_type="coco")
+    with pytest.raises(UserError) as error:
+        check_datasets(config("own", "own"))
+    assert message in str(error.value)
+
+
+def test_a_set_that_nobody_registered():
+    with pytest.raises(UserError, match="did you mean coco_2017_train"):
+        check_datasets(config(train="coco_2017_tarin"))

@@ -56,7 +56,8 @@ class DatasetFacts:
     def boxes(self) -> np.ndarray:
         """(M, 4) float64, (x1, y1, x2, y2) in pixels of the image file."""
         boxes = np.array([a["bbox"] for a in self.annotations], np.float64).reshape(-1, 4)
-        has_sizes = [a["bbox_mode"] == BoxMode.XYWH_ABS for a in self.annotations]
+        xywh = BoxMode.XYWH_ABS
+        has_sizes = [a["bbox_mode"] is xywh for a in self.annotations]
         boxes[has_sizes, 2:] += boxes[has_sizes, :2]
         return boxes
 
