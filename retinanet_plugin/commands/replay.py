@@ -62,11 +62,7 @@ def _lines(report: StepReport, step: TrainingStep, model: nn.Module) -> list[str
     per_image = [
         [name, *(f"{seen.losses[name]:.6g}" for seen in [report, *alone])] for name in names
     ]
-    boxes = [
-        "boxes",
-        str(sum(map(_num_boxes, step.inputs))),
-        *map(str, map(_num_boxes, step.inputs)),
-    ]
+    boxes = ["boxes", "", *(str(len(x.get("instances", ()))) for x in step.inputs)]
     sizes = ["size", "", *("x".join(map(str, x["image"].shape[:0:-1])) for x in step.inputs)]
     lines = table(["", "the batch", *step.names()], [("losses", per_image), ("", [sizes, boxes])])
     lines += ["", f"norm of the gradient: {report.gradient_norm:.6g}"]

@@ -80,8 +80,8 @@ class StepRecorder:
         said += f" in iteration {trainer.iter}"
         if spoiled:
             said += (
-                f": the weights were not finite before it ({_list(spoiled)}), which the step before "
-                f"has done, of {_list(self._names_before)}"
+                f": the weights were not finite before it ({_list(spoiled)}): the step before did "
+                f"that, of {_list(self._names_before)}"
             )
         elif 0 < len(culprits) < len(step.inputs):
             said += f": {_list(culprits)} alone gives that, look at its image and boxes"
