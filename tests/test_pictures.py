@@ -9,7 +9,8 @@ from detectron2.structures import BoxMode
 
 from retinanet_plugin.report import pictures
 from retinanet_plugin.report.label_places import place_labels
-from retinanet_plugin.report.pictures import STYLES, draw_pairs, match_detections
+from retinanet_plugin.report.matches import in_regions, match_detections
+from retinanet_plugin.report.pictures import IGNORED, STYLES, draw_pairs
 
 # How people who lack one kind of cones see linear RGB (Machado, Oliveira and Fernandes 2009).
 SIGHTS = {
@@ -34,6 +35,22 @@ def test_hits_misses_and_false_alarms():
     ]
     boxes = pictures._boxes(detections), pictures._boxes(truth)
     assert match_detections(detections, boxes[0], truth, boxes[1]) == [0, None, None, None]
+
+
+def test_a_detection_in_a_region_to_ignore_is_no_false_alarm():
+    """By the share of the detection's area, as COCO's evaluation has it; in its class alone."""
+    regions = [{"bbox": [0, 0, 50, 50], "category_id": 0}]
+    detections = [
+        {"bbox": [10, 10, 5, 5], "category_id": 0},
+        {"bbox": [40, 0, 20, 10], "category_id": 0},  # half of it
+        {"bbox": [41, 0, 20, 10], "category_id": 0},
+        {"bbox": [10, 10, 5, 5], "category_id": 1},
+    ]
+    boxes = pictures._boxes(detections), pictures._boxes(regions)
+    found = in_regions(detections, boxes[0], regions, boxes[1])
+    assert found == [True, True, False, False]
+    assert in_regions(detections, boxes[0], [], pictures._boxes([])) == [False] * 4
+    assert in_regions([], pictures._boxes([]), regions, boxes[1]) == []
 
 
 def overlap(a, b):
@@ -89,7 +106,13 @@ def test_lines_show_on_any_background(kind):
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-@pytest.mark.parametrize("kinds", [("truth, found", "truth, missed"), ("hit", "false alarm")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        *combinations(("truth, found", "truth, missed", "region to ignore"), 2),
+        *combinations(("hit", "false alarm", "ignored"), 2),
+    ],
+)
 def test_colours_of_one_picture_are_told_apart(kinds, sight):
     """A CIELAB difference of 2.3 can just be seen; the lines differ as well."""
     seen = np.clip([SIGHTS[sight] @ linear_rgb(STYLES[kind][0]) for kind in kinds], 0, 1)
@@ -114,3 +137,23 @@ def test_pictures_of_any_shape(tmp_path):
     assert unlabelled == 2
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regions_to_ignore_have_a_legend_where_there_are_some(tmp_path):
+    path = str(tmp_path / "picture.png")
+    cv2.imwrite(path, np.full((60, 90), 128, np.uint8))
+    box = {"bbox": [10, 10, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    found = [{"bbox": [15, 15, 20, 20], "category_id": 0, "score": 0.9}]
+    drawn = {}
+    for iscrowd in (0, 1):
+        image = {"file_name": path, "annotations": [{**box, "iscrowd": iscrowd}]}
+        figure, _ = draw_pairs([image], [found], ["cat"], score_thresh=0.5)
+        drawn[iscrowd] = figure
+    entries = {i: {text.get_text() for text in f.legends[0].get_texts()} for i, f in drawn.items()}
+    assert entries[1] == set(STYLES)
+    assert entries[0] == set(STYLES) - set(IGNORED)
+    hatched = [patch for patch in drawn[1].axes[0].patches if patch.get_hatch()]
+    assert [patch.get_bbox().bounds for patch in hatched] == [(10, 10, 40, 40)]
+    drawn[1].savefig(tmp_path / "figure.png")
+    above = max(axes.get_window_extent().y1 for axes in drawn[1].axes)
+    assert drawn[1].legends[0].get_window_extent().y0 >= above

@@ -2,7 +2,8 @@
 
 For each of some images, evenly spread over the first of DATASETS.TEST: on the left the truth, boxes
 that were found and boxes that were missed; on the right the detections, hits (IoU >= 0.5, right
-class) and false alarms.
+class) and false alarms. Crowds and ignored boxes are hatched, detections in them grey: they are
+neither.
 """
 
 import argparse

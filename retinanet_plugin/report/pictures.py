@@ -1,26 +1,41 @@
 """Pictures of detections beside ground truth: hits, false alarms, found and missed boxes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, pairwise_iou
+from detectron2.structures import Boxes, BoxMode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from ..data.read_image import read_image
 from .label_places import place_labels
+from .matches import in_regions, match_detections
 
-# What a box is -> colour and line. The colours are of Okabe and Ito's set for colour-blind people;
-# each has a line of its own as well, over a black one, so that one of both shows on any picture.
+
+class Style(NamedTuple):
+    """How a kind of box is drawn, over a wider black line."""
+
+    colour: str
+    line: Any
+    width: float = 2
+    hatch: str | None = None
+
+
+# The colours are of Okabe and Ito's set for colour-blind people, and grey; each has a line of its
+# own as well, over a black one, so that one of both shows on any picture.
 STYLES = {
-    "truth, found": ("#FFFFFF", "solid"),
-    "truth, missed": ("#F0E442", (0, (1, 1.2))),  # yellow, dotted
-    "hit": ("#56B4E9", "solid"),  # sky blue
-    "false alarm": ("#E69F00", (0, (4, 1.5))),  # orange, dashed
+    "truth, found": Style("#FFFFFF", "solid"),
+    "truth, missed": Style("#F0E442", (0, (1, 1.2))),  # yellow, dotted
+    "hit": Style("#56B4E9", "solid"),  # sky blue
+    "false alarm": Style("#E69F00", (0, (4, 1.5))),  # orange, dashed
+    "region to ignore": Style("#BBBBBB", (0, (6, 3)), width=1, hatch="//"),
+    "ignored": Style("#BBBBBB", (0, (4, 1.5, 1, 1.5))),  # dashed and dotted
 }
+# What the legend has only where a picture has a region to ignore.
+IGNORED = ("region to ignore", "ignored")
 COLUMNS = 2  # most pairs of pictures in a row
 PICTURE_WIDTH = 3.3  # inches
 FONT_SIZE = 10  # points
@@ -43,14 +58,17 @@ def draw_pairs(
     Returns:
         (Figure, int): the grid, and how many boxes have no label, for lack of room.
     """
-    pictures = [read_image(image["file_name"], format="RGB") for image in images]
-    figure, panels = _grid([picture.shape[:2] for picture in pictures])
+    pictures = [read_image(image, "RGB") for image in images]
+    has_regions = any(a.get("iscrowd", 0) for image in images for a in image["annotations"])
+    kinds = [kind for kind in STYLES if has_regions or kind not in IGNORED]
+    legend_rows = 2 if has_regions else 1
+    figure, panels = _grid([picture.shape[:2] for picture in pictures], legend_rows)
     figure.legend(
-        handles=[tuple(Line2D([], [], **stroke) for stroke in _strokes(kind)) for kind in STYLES],
-        labels=list(STYLES),
+        handles=[tuple(Line2D([], [], **stroke) for stroke in _strokes(kind)) for kind in kinds],
+        labels=kinds,
         handler_map={tuple: HandlerTuple(ndivide=1)},
         loc="upper center",
-        ncols=len(STYLES),
+        ncols=len(kinds) // legend_rows,
         frameon=False,
         fontsize=FONT_SIZE,
         handlelength=4,
@@ -61,30 +79,37 @@ def draw_pairs(
         left.imshow(picture)
         right.imshow(picture)
         truth = [a for a in image["annotations"] if not a.get("iscrowd", 0)]
+        regions = [a for a in image["annotations"] if a.get("iscrowd", 0)]
         found = sorted((d for d in found if d["score"] >= score_thresh), key=lambda d: -d["score"])
         truth_boxes, found_boxes = _boxes(truth, "bbox_mode"), _boxes(found)
+        region_boxes = _boxes(regions, "bbox_mode")
         matches = match_detections(found, found_boxes, truth, truth_boxes)
+        ignored = in_regions(found, found_boxes, regions, region_boxes)
         unlabelled += _draw_boxes(
             left,
-            truth_boxes,
-            ["truth, found" if i in matches else "truth, missed" for i in range(len(truth))],
-            [classes[a["category_id"]] for a in truth],
+            Boxes.cat([truth_boxes, region_boxes]),
+            ["truth, found" if i in matches else "truth, missed" for i in range(len(truth))]
+            + ["region to ignore"] * len(regions),
+            [classes[a["category_id"]] for a in truth + regions],
         )
         unlabelled += _draw_boxes(
             right,
             found_boxes,
-            ["false alarm" if match is None else "hit" for match in matches],
+            [
+                "hit" if match is not None else "ignored" if is_ignored else "false alarm"
+                for match, is_ignored in zip(matches, ignored)
+            ],
             [f"{classes[d['category_id']]} {d['score']:.2f}" for d in found],
         )
     return figure, unlabelled
 
 
-def _grid(sizes: list[tuple[int, int]]) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+def _grid(sizes: list[tuple[int, int]], legend_rows: int) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """A figure, and the left and the right axes for each picture of the sizes (height, width)."""
     columns = min(COLUMNS, len(sizes))
     rows = [sizes[i : i + columns] for i in range(0, len(sizes), columns)]
     heights = [PICTURE_WIDTH * max(h / w for h, w in row) for row in rows]
-    gap, legend = 0.06, 0.6  # inches
+    gap, legend = 0.06, 0.35 + 0.25 * legend_rows  # inches
     pair = 2 * PICTURE_WIDTH + 4 * gap
     width = columns * pair
     height = sum(heights) + 2 * gap * len(rows) + legend
@@ -116,16 +141,22 @@ def _strokes(kind: str) -> list[dict[str, Any]]:
 
     Where a hit and a false alarm coincide, the one shows between the dashes of the other.
     """
-    colour, line = STYLES[kind]
+    style = STYLES[kind]
     return [
-        {"color": "black", "linestyle": "solid", "linewidth": 4, "zorder": 1},
+        {"color": "black", "linestyle": "solid", "linewidth": 2 * style.width, "zorder": 1},
         {
-            "color": colour,
-            "linestyle": line,
-            "linewidth": 2,
+            "color": style.colour,
+            "linestyle": style.line,
+            "linewidth": style.width,
             "zorder": 2 + list(STYLES).index(kind),
         },
     ]
+
+
+def _hatching(kind: str) -> dict[str, Any]:
+    """How a region is filled: under all boxes."""
+    style = STYLES[kind]
+    return {"hatch": style.hatch, "edgecolor": style.colour, "linewidth": 0, "zorder": 0.9}
 
 
 def _draw_boxes(axes: Axes, boxes: Boxes, kinds: list[str], labels: list[str]) -> int:
@@ -144,14 +175,16 @@ def _draw_boxes(axes: Axes, boxes: Boxes, kinds: list[str], labels: list[str]) -
     boxes.clip((height, width))
     corners = boxes.tensor.tolist()
     for (x1, y1, x2, y2), kind in zip(corners, kinds):
+        at = (x1, y1), x2 - x1, y2 - y1
         for stroke in _strokes(kind):
-            box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, clip_on=False, **stroke)
-            axes.add_patch(box)
+            axes.add_patch(Rectangle(*at, fill=False, clip_on=False, **stroke))
+        if STYLES[kind].hatch:
+            axes.add_patch(Rectangle(*at, fill=False, **_hatching(kind)))
     sizes = [_label_size(axes, label) for label in labels]
     places = place_labels(corners, sizes, (width, height))
     for place, kind, label in zip(places, kinds, labels):
         if place is not None:
-            _draw_label(axes, place, STYLES[kind][0], label)
+            _draw_label(axes, place, STYLES[kind].colour, label)
     return places.count(None)
 
 
@@ -185,26 +218,3 @@ def _boxes(annotations: list[dict[str, Any]], mode_key: str = "") -> Boxes:
         for a in annotations
     ]
     return Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-
-
-def match_detections(
-    detections: list[dict[str, Any]],
-    detected_boxes: Boxes,
-    truth: list[dict[str, Any]],
-    truth_boxes: Boxes,
-) -> list[int | None]:
-    """Of each detection, best first, the index of the truth that it finds, or None.
-
-    It finds the box of its class that it overlaps most, with an IoU of 0.5 or more, among those
-    that no better detection has found.
-    """
-    iou = pairwise_iou(detected_boxes, truth_boxes)
-    matches: list[int | None] = []
-    for d, ious in zip(detections, iou.tolist()):
-        candidates = [
-            (overlap, i)
-            for i, overlap in enumerate(ious)
-            if overlap >= 0.5 and i not in matches and truth[i]["category_id"] == d["category_id"]
-        ]
-        matches.append(max(candidates)[1] if candidates else None)
-    return matches
