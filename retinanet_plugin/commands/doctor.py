@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from detectron2.config import CfgNode
 from torch import nn
 
-from .. import __version__
 from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
 from ..data.decoding import decode_images
@@ -91,7 +90,7 @@ class Doctor:
             self._attempt(check_devices, cfg, _ONE_PROCESS)
             self._attempt(check_processes, cfg, _ONE_PROCESS)
             self._attempt(check_output_dir, cfg.OUTPUT_DIR)
-        self._section("machine", describe_machine, cfg, __version__)
+        self._section("machine", describe_machine, cfg)
         model = self._attempt(check_model, cfg)
         self._section("model", describe_model, cfg, model)
         self._section("weights", self._weights, model)

@@ -1,5 +1,6 @@
 """What a config amounts to: machine, model and schedule, in lines of text."""
 
+import importlib
 import platform
 
 import detectron2
@@ -15,16 +16,12 @@ from .tables import facts
 _REFERENCE_LR, _REFERENCE_BATCH = 0.01, 16
 
 
-def describe_machine(cfg: CfgNode, package_version: str) -> list[str]:
-    """Versions and the device.
-
-    Args:
-        cfg: with ``MODEL.DEVICE``.
-        package_version: of this package.
-    """
+def describe_machine(cfg: CfgNode) -> list[str]:
+    """Versions, and what ``MODEL.DEVICE`` is here."""
+    package = importlib.import_module("..", __package__)
     return facts(
         [
-            ("retinanet_plugin", f"{package_version}, Detectron2 {detectron2.__version__}"),
+            ("retinanet_plugin", f"{package.__version__}, Detectron2 {detectron2.__version__}"),
             ("PyTorch", f"{torch.__version__}, NumPy {np.__version__}, Pillow {PIL.__version__}"),
             ("Python", f"{platform.python_version()} on {platform.platform()}"),
             ("MODEL.DEVICE", f"{cfg.MODEL.DEVICE}: {_device(str(cfg.MODEL.DEVICE))}"),
