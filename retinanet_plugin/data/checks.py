@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .box_checks import check_boxes
-from .coco_format import CocoFile, read_content, to_coco_file
+from .coco_format import CocoFile, read_coco, read_content, to_coco_file
 from .coco_json import CocoJson, describe_source
-from .dataset_dicts import check_dataset_dicts, load_dataset_dicts
+from .dataset_dicts import check_dataset_dicts, check_evaluated, load_dataset_dicts
 from .dataset_facts import DatasetFacts
 from .findings import Findings
 from .set_checks import check_each_set, check_sets_together
@@ -86,13 +86,7 @@ def num_classes_of(cfg: CfgNode) -> tuple[int, str] | None:
     for name in (*(cfg.DATASETS.TRAIN or ()), *(cfg.DATASETS.TEST or ())):
         if name not in DatasetCatalog.list():
             continue
-        loader = DatasetCatalog[name]
-        findings = Findings()
-        coco: CocoFile | None = None
-        if isinstance(loader, CocoJson):
-            coco = loader.read(findings)
-        class_names = coco.class_names if coco else MetadataCatalog.get(name).get("thing_classes")
-        findings.raise_errors()
+        class_names = _class_names(name)
         if class_names:
             return len(class_names), name
     return None
@@ -114,11 +108,25 @@ def check_evaluator_type(name: str) -> str:
     return evaluator_type
 
 
+def _class_names(name: str) -> list[str] | None:
+    loader, metadata = DatasetCatalog[name], MetadataCatalog.get(name)
+    findings = Findings()
+    coco: CocoFile | None = None
+    if isinstance(loader, CocoJson):
+        coco = loader.read(findings)
+    elif metadata.get("thing_classes"):
+        return metadata.thing_classes
+    elif is_stock_coco(name):
+        coco = read_coco(metadata.json_file, "", describe_source(name, metadata.json_file), findings)
+    findings.raise_errors()
+    return coco and coco.class_names
+
+
 def _inspect(
     name: str, trained: bool, evaluated: bool, cfg: CfgNode, findings: Findings
 ) -> DatasetFacts | None:
     if name not in DatasetCatalog.list():
-        close = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=3, cutoff=0.4)
+        close = difflib.get_close_matches(str(name), DatasetCatalog.list(), n=3, cutoff=0.7)
         nearest = f"did you mean {' or '.join(close)}, or " if close else ""
         what = f"no data set is registered as {name!r}"
         remedy = f"{nearest}is it missing in DATASETS.COCO_JSON?"
@@ -157,14 +165,14 @@ def _read(name: str, evaluated: bool, cfg: CfgNode, findings: Findings) -> Datas
         return _coco_facts(
             name, source, to_coco_file(content, metadata.image_root, source, findings)
         )
-    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-    class_names = list(metadata.get("thing_classes") or map(str, range(num_classes)))
+    class_names = list(metadata.get("thing_classes") or ())
     if is_stock_voc(name, metadata):
         images = read_voc(name, metadata, evaluated, findings)
         source = f"the Pascal VOC set {name} in {metadata.dirname}"
     else:
         source = f"the data set {name}"
-        images = _own_images(name, source, metadata, class_names, evaluated, findings)
+        class_names = class_names or list(map(str, range(cfg.MODEL.RETINANET.NUM_CLASSES)))
+        images = _read_own(name, source, class_names, evaluated, findings)
     return None if images is None else DatasetFacts(name, source, class_names, images)
 
 
@@ -174,16 +182,14 @@ def _coco_facts(name: str, source: str, coco: CocoFile | None) -> DatasetFacts |
     return DatasetFacts(name, source, coco.class_names, coco.images, coco.is_annotated)
 
 
-def _own_images(
-    name: str,
-    source: str,
-    metadata: Any,
-    class_names: list[str],
-    evaluated: bool,
-    findings: Findings,
+def _read_own(
+    name: str, source: str, class_names: list[str], evaluated: bool, findings: Findings
 ) -> list[dict[str, Any]] | None:
     """What a function that somebody registered returns."""
     dicts = load_dataset_dicts(name, source, findings)
     if dicts is None:
         return None
-    return check_dataset_dicts(dicts, len(class_names), evaluated, source, findings)
+    images = check_dataset_dicts(dicts, len(class_names), evaluated, source, findings)
+    if evaluated:
+        check_evaluated(name, source, images, findings)
+    return images
