@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .failures import is_out_of_memory, sentence_of
+from .failures import MEMORY_REMEDY, in_one_line, is_out_of_memory, sentence_of
 from .training_step import TrainingStep, gradient_norm, is_finite, run_again
 from .validation import bare_model
 from .whole_files import write_whole_file
@@ -95,11 +95,12 @@ class StepRecorder:
     def _out_of_memory(self, step: TrainingStep, error: Exception) -> UserError:
         model = bare_model(self._trainer.model)
         model.zero_grad(set_to_none=True)  # room to write
-        said = f"in iteration {self._trainer.iter} {sentence_of(error)}"
         *_, height, width = max((x["image"].shape for x in step.inputs), key=lambda s: s[1] * s[2])
-        said, _, remedy = said.partition(": ")
-        said += f", with {len(step.inputs)} images of up to {width} x {height} pixels"
-        return self._write(step, _weights(model, step), said, remedy, self._summary(step))
+        said = (
+            f"memory ran out in iteration {self._trainer.iter}, of {len(step.inputs)} images of up "
+            f"to {width} x {height} pixels ({in_one_line(str(error))})"
+        )
+        return self._write(step, _weights(model, step), said, MEMORY_REMEDY, self._summary(step))
 
     def _summary(self, step: TrainingStep) -> dict[str, Any]:
         return {

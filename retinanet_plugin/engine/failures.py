@@ -37,11 +37,12 @@ class Kind:
     sentence: str  # {reason} is the exception in its own words, {file} the file that it names
 
 
-_MEMORY = (
-    "memory ran out ({reason}): lower SOLVER.IMS_PER_BATCH, or INPUT.MIN_SIZE_TRAIN and "
-    "INPUT.MAX_SIZE_TRAIN (in evaluation, INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST), or, if it "
-    "is the computer's and not the GPU's, DATALOADER.NUM_WORKERS"
+MEMORY_REMEDY = (
+    "lower SOLVER.IMS_PER_BATCH, or INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN (in evaluation, "
+    "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST), or, if it is the computer's and not the GPU's, "
+    "DATALOADER.NUM_WORKERS"
 )
+_MEMORY = f"memory ran out ({{reason}}): {MEMORY_REMEDY}"
 _SHARED_MEMORY = (
     "the processes that load data ran out of shared memory, /dev/shm ({reason}): enlarge it "
     "(docker run --shm-size 8g), or lower DATALOADER.NUM_WORKERS"
@@ -183,7 +184,7 @@ def sentence_of(error: BaseException) -> str | None:
     """
     if isinstance(error, ProcessExitedException):
         return (
-            f"a process of the training was ended from outside ({_in_one_line(str(error))}): if "
+            f"a process of the training was ended from outside ({in_one_line(str(error))}): if "
             "memory ran out, lower SOLVER.IMS_PER_BATCH or DATALOADER.NUM_WORKERS"
         )
     message = _own_words(error)
@@ -239,10 +240,10 @@ def _own_words(error: BaseException) -> str:
         # The message may have lines of its own: it begins behind the last line of the traceback.
         last = max(i for i, line in enumerate(lines) if line.startswith("  "))
         message = "\n".join(lines[last + 1 :]) or lines[-1]
-    return _in_one_line(message)
+    return in_one_line(message)
 
 
-def _in_one_line(message: str) -> str:
+def in_one_line(message: str) -> str:
     return " ".join(message.split())
 
 

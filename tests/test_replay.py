@@ -1,0 +1,152 @@
+"""A step that failed is kept, and runs again as it ran."""
+
+import json
+import logging
+
+import pytest
+import torch
+from conftest import ROOT
+from detectron2.engine import SimpleTrainer
+
+from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands.replay import load
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.training_step import run_again, statistics
+from retinanet_plugin.errors import UserError
+
+INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
+
+
+@pytest.fixture
+def trainer(digits_entries, tmp_path):
+    """A trainer that has not begun; its third step is the last."""
+    register_coco_json(digits_entries)
+    cfg = load_config(INSTANT)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (digits_entries[0][0],), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.MAX_ITER = 3
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
+    yield Trainer(cfg)
+    logging.getLogger("detectron2.engine.train_loop").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """``fails(error)``: the third step does, after its backward; ``fails.losses`` are its own."""
+    write_metrics = SimpleTrainer._write_metrics
+
+    def call(error):
+        def check(self, losses, *args, **kwargs):
+            if self.iter == 2:
+                call.losses = {name: float(loss) for name, loss in losses.items()}
+                raise error
+            write_metrics(self, losses, *args, **kwargs)
+
+        monkeypatch.setattr(SimpleTrainer, "_write_metrics", check)
+
+    return call
+
+
+def error_of(trainer):
+    with pytest.raises(UserError) as raised:
+        trainer.train()
+    return str(raised.value)
+
+
+def test_a_step_runs_again_bit_for_bit(trainer, fails, tmp_path, capsys):
+    fails(FloatingPointError("Loss became infinite or NaN"))
+    folder = f"{tmp_path}/output/failure-000002"
+    message = error_of(trainer)
+    assert "in iteration 2: lower SOLVER.BASE_LR (the rate was 3.33e-05)" in message
+    assert f"python -m retinanet_plugin replay {folder}" in message
+
+    model, step = load(folder)
+    assert type(model) is type(trainer.model)
+    report = run_again(model, step, backward=True)
+    assert report.losses == fails.losses
+    summary = json.loads((tmp_path / "output/failure-000002/summary.json").read_text())
+    assert summary["iteration"] == 2
+    assert summary["losses"] == fails.losses
+    assert summary["levels"] == report.levels
+    assert summary["gradient_norm"] == report.gradient_norm > 0
+    assert summary["weights_not_finite"] == []
+    assert len(summary["images"]) == len(summary["images_of_the_step_before"]) == 2
+    for image, x in zip(summary["images"], step.inputs):
+        assert image["file_name"] == x["file_name"]
+        assert image["boxes"] == x["instances"].gt_boxes.tensor.tolist()
+        assert image["classes"] == x["instances"].gt_classes.tolist()
+
+    capsys.readouterr()
+    main(["replay", folder])
+    printed = capsys.readouterr().out
+    for name in ("the batch", "norm of the gradient", "logits", *step.names()):
+        assert name in printed
+    assert f"{report.losses['loss_cls']:.6g}" in printed
+
+
+def test_weights_that_are_not_finite(trainer, tmp_path):
+    with torch.no_grad():
+        trainer.model.head.cls_score.weight[0] = float("nan")
+    message = error_of(trainer)
+    assert "loss_cls is nan in iteration 0: the weights were not finite before it (head.cls_sc" in (
+        message
+    )
+    model, step = load(str(tmp_path / "output/failure-000000"))
+    report = run_again(model, step)
+    assert report.not_finite() == ["loss_cls"]
+    assert report.levels[0]["logits"]["not_finite"] > 0
+    assert report.levels[0]["deltas"]["not_finite"] == 0
+
+
+def test_an_image_that_alone_gives_a_loss_that_is_not_finite(trainer, tmp_path, capsys):
+    def spoil(model, args):
+        second = args[0][1]
+        second["image"] = second["image"].float()
+        second["image"][0, 5, 5] = float("nan")
+
+    trainer.model.register_forward_pre_hook(spoil)
+    message = error_of(trainer)
+    _, step = load(str(tmp_path / "output/failure-000000"))
+    assert f"{step.names()[1]} alone gives that" in message
+    main(["replay", str(tmp_path / "output/failure-000000")])
+    assert f"not finite by itself: {step.names()[1]}" in capsys.readouterr().out
+
+
+def test_out_of_memory(trainer, fails, tmp_path):
+    fails(
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    )
+    message = error_of(trainer)
+    assert "memory ran out in iteration 2, of 2 images of up to 160 x 160 pixels" in message
+    assert "can't allocate memory): lower SOLVER.IMS_PER_BATCH" in message
+    assert (tmp_path / "output/failure-000002/summary.json").exists()
+
+
+def test_other_errors_are_left_alone(trainer, fails, tmp_path):
+    fails(IndexError("a fault"))
+    with pytest.raises(IndexError, match="a fault"):
+        trainer.train()
+    assert not list((tmp_path / "output").glob("failure-*"))
+
+
+def test_a_step_that_cannot_be_kept(trainer, fails, tmp_path):
+    fails(FloatingPointError("Loss became infinite or NaN"))
+    (tmp_path / "output/failure-000002").write_text("")
+    message = error_of(trainer)
+    assert "lower SOLVER.BASE_LR" in message
+    assert "the step could not be kept: " in message
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.yaml: give a folder failure-ITERATION"):
+        load(str(tmp_path))
+
+
+def test_statistics_of_finite_values():
+    inf = float("inf")
+    values = torch.tensor([1.0, 2.0, 6.0, inf])
+    assert statistics(values) == {"min": 1, "max": 6, "mean": 3, "not_finite": 0.25}
+    assert statistics(values[3:])["mean"] is None
