@@ -469,3 +469,36 @@ def test_dataset_dicts_of_a_function(dicts, message):
 def test_a_set_that_nobody_registered():
     with pytest.raises(UserError, match="did you mean coco_2017_train"):
         check_datasets(config(train="coco_2017_tarin"))
+
+
+def own_function(dicts, **metadata):
+    forget("own")
+    DatasetCatalog.register("own", lambda: dicts)
+    MetadataCatalog.get("own").set(evaluator_type="coco", **metadata)
+    with pytest.raises(UserError) as error:
+        check_datasets(config(test="own"), eval_only=True)
+    return str(error.value)
+
+
+def test_what_the_evaluation_of_a_function_lacks(changed):
+    digits = [str(i) for i in range(10)]
+    assert "its metadata have no thing_classes: set it of" in own_function([own_dict()])
+    ids = dict.fromkeys(range(10), 0)
+    message = own_function(
+        [own_dict()], thing_classes=digits, thing_dataset_id_to_contiguous_id=ids
+    )
+    assert "does not name every class" in message
+    _, path, _ = changed(first("annotations", bbox=[]))
+    message = own_function([own_dict()], thing_classes=digits, json_file=path)
+    assert f"the annotation file {path} of own: annotation 1 (00001.jpg) has bbox []" in message
+    _, path, _ = changed(lambda coco: None)
+    message = own_function([own_dict()], thing_classes=digits, json_file=path)
+    assert f"it has image_id 7, which {path} lacks" in message
+
+
+def test_number_of_classes_that_only_a_file_says(changed):
+    _, path, images = changed(lambda coco: None)
+    forget("stock")
+    register_coco_instances("stock", {}, path, images)
+    assert num_classes_of(config(train="stock")) == (10, "stock")
+    assert check_datasets(config(train="stock"))["stock"].num_images == 4

@@ -117,9 +117,11 @@ def _class_names(name: str) -> list[str] | None:
     elif metadata.get("thing_classes"):
         return metadata.thing_classes
     elif is_stock_coco(name):
-        coco = read_coco(metadata.json_file, "", describe_source(name, metadata.json_file), findings)
+        coco = read_coco(
+            metadata.json_file, "", describe_source(name, metadata.json_file), findings
+        )
     findings.raise_errors()
-    return coco and coco.class_names
+    return coco.class_names if coco else None
 
 
 def _inspect(

@@ -7,10 +7,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .coco_entries import MOST_PIXELS, is_id
+from .coco_format import read_coco
+from .coco_json import describe_source
 from .findings import Findings, shown
 
 _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -69,6 +71,44 @@ def check_dataset_dicts(
             {**image, "file_name": os.fspath(image["file_name"]), "annotations": annotations}
         )
     return readable
+
+
+def check_evaluated(
+    name: str, source: str, images: list[dict[str, Any]], findings: Findings
+) -> None:
+    """Find what COCO's evaluation of a data set would lack.
+
+    Args:
+        name, source: of the data set, in the catalog and in ``findings``.
+        images: of :func:`check_dataset_dicts`.
+        findings: is added to.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    class_names = metadata.get("thing_classes")
+    class_of = metadata.get("thing_dataset_id_to_contiguous_id")
+    setting = f"set it of MetadataCatalog.get({name!r})"
+    if not class_names:
+        findings.error("classes", source, "its metadata have no thing_classes", setting)
+    elif class_of is not None and sorted(class_of.values()) != list(range(len(class_names))):
+        what = f"its thing_dataset_id_to_contiguous_id {shown(class_of)} does not name every class"
+        findings.error("class ids", source, what, f"{setting}, from ids to 0 to K - 1")
+    if not metadata.get("json_file"):
+        return
+    truth_source = describe_source(name, metadata.json_file)
+    root = metadata.get("image_root", "")
+    truth = read_coco(metadata.json_file, root, truth_source, findings)
+    known = {image["image_id"] for image in truth.images} if truth else set()
+    unknown = [image["image_id"] for image in images if image["image_id"] not in known]
+    if truth and unknown:
+        findings.error(
+            "image ids",
+            source,
+            f"it has image_id {shown(unknown[0])}, which {metadata.json_file} lacks",
+            "evaluation is by the json_file of its metadata: let both have the same images",
+            len(unknown),
+        )
 
 
 def _image_problem(image: Any, evaluated: bool) -> str:
