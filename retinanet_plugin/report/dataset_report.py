@@ -117,11 +117,11 @@ def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -
     worst = int(shares.argmax())
     size = np.median(np.sqrt(boxes.areas[(boxes.classes == worst) & (boxes.ious < iou)]))
     more = f" (and most of those of {num_classes - 1} more classes)" if num_classes > 1 else ""
+    share, class_name = _percent(unreached[worst], counts[worst]), facts.class_names[worst]
     return [
-        f"{_percent(unreached[worst], counts[worst])} of the boxes of {facts.class_names[worst]} in "
-        f"{facts.name}{more} have no anchor with an IoU of {iou:g}, and a median size of {size:.0f} "
-        "pixels: choose MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS for them, or the size of "
-        "images, INPUT.MIN_SIZE_TRAIN"
+        f"{share} of the boxes of {class_name} in {facts.name}{more} have no anchor with an IoU of "
+        f"{iou:g}, and a median size of {size:.0f} pixels: choose MODEL.ANCHOR_GENERATOR.SIZES "
+        "and ASPECT_RATIOS for them, or the size of images, INPUT.MIN_SIZE_TRAIN"
     ]
 
 
