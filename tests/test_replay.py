@@ -103,9 +103,9 @@ def test_weights_that_are_not_finite(trainer, tmp_path):
 
 def test_an_image_that_alone_gives_a_loss_that_is_not_finite(trainer, tmp_path, capsys):
     def spoil(model, args):
-        second = args[0][1]
-        second["image"] = second["image"].float()
-        second["image"][0, 5, 5] = float("nan")
+        for x in args[0][1:]:
+            x["image"] = x["image"].float()
+            x["image"][0, 5, 5] = float("nan")
 
     trainer.model.register_forward_pre_hook(spoil)
     message = error_of(trainer)
