@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
@@ -20,7 +19,7 @@ from models import OURS, STOCK, Subject, Workload
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.coco_json import register_coco_json
-from retinanet_plugin.engine import one_sentence_errors
+from retinanet_plugin.engine import Checkpointer, one_sentence_errors
 
 
 def differences(workload: Workload) -> dict[str, float]:
@@ -51,7 +50,7 @@ def differences_when_trained(config_file: str, opts: list[str]) -> dict[str, flo
     stock_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     models = [build_model(each) for each in (cfg, stock_cfg)]
     for model in models:
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
 
     mapper = DatasetMapper(cfg, is_train=True)
     images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)[: cfg.SOLVER.IMS_PER_BATCH]

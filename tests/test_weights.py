@@ -157,6 +157,7 @@ def test_other_files_of_pytorch(trained, state, new_model, save):
         save({"model": state}, "old.pth", _use_new_zipfile_serialization=False),
         save({"model": {f"module.{name}": x for name, x in state.items()}}, "ddp.pth"),
         # What older checkpoints hold beside their weights.
+        save({"model": state}, "run#1.pth"),
         save({"model": state, "best": np.float64(0.5), "seen": np.arange(3)}, "numpy.pth.tar"),
     ]
     for path in paths:
@@ -277,6 +278,13 @@ def test_files_that_are_cut_off(state, save, tmp_path, suffix, share):
 def test_files_of_other_things(save, content, message):
     with pytest.raises(UserError, match=message):
         read_weights(save(content))
+
+
+def test_a_program_of_torchscript(tmp_path):
+    path = str(tmp_path / "traced.pt")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    with pytest.raises(UserError, match="is a program of TorchScript"):
+        read_weights(path)
 
 
 def test_a_file_that_cannot_be_fetched():

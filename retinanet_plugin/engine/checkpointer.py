@@ -21,6 +21,8 @@ from .whole_files import write_whole_file
 
 logger = logging.getLogger("detectron2.checkpointer")
 
+_GO_ON = ", and go on from the last checkpoint with --resume"
+
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer; of its files, each is whole at any moment or not there.
@@ -175,7 +177,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_whole_file(path, lambda file: file.write(last_filename_basename.encode()))
+        write_whole_file(path, lambda file: file.write(last_filename_basename.encode()), _GO_ON)
 
     def _write(self, name: str, more: dict[str, Any]) -> str:
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -185,7 +187,7 @@ class Checkpointer(DetectionCheckpointer):
             **(describe_training(self.cfg) if self.cfg else {}),
         }
         logger.info(f"Saving checkpoint to {path}")
-        write_whole_file(path, lambda file: torch.save(content, file))
+        write_whole_file(path, lambda file: torch.save(content, file), _GO_ON)
         return path
 
     def _remove_oldest(self, newest: str) -> None:

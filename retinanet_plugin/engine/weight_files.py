@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
-from urllib.parse import parse_qsl, urlencode, urlparse
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     """
     path, uses_heuristics = without_query(path)
     try:
-        checkpoint = _read(_local_file(path), os.path.splitext(urlparse(path).path)[1])
+        checkpoint = _read(_local_file(path), os.path.splitext(path.partition("?")[0])[1])
         _check_arrays(checkpoint["model"])
     except UnreadableError as error:
         raise UserError(f"{source} {path} {error}") from error
@@ -91,7 +91,7 @@ def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
         save = _safetensors().torch.save
         # Safetensors refuses tensors that share memory.
         tensors = {key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()}
-        texts = {key: json.dumps(value) for key, value in notes.items()}
+        texts = {key: json.dumps(value, default=str) for key, value in notes.items()}
         write_whole_file(path, lambda file: file.write(save(tensors, metadata=texts)))
     elif path.endswith(".pth"):
         write_whole_file(path, lambda file: torch.save({"model": tensors, **notes}, file))
@@ -249,6 +249,11 @@ def _why_not_loaded(error: Exception) -> str:
     if foreign:
         return (
             f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
+        )
+    if "TorchScript" in message:
+        return (
+            "is a program of TorchScript and no weights by name: give the checkpoint that it was "
+            "made from"
         )
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
         return "is cut off or damaged: take another checkpoint or copy it anew"

@@ -11,12 +11,13 @@ from ..errors import UserError
 TEMPORARY = ".tmp"
 
 
-def write_whole_file(path: str, write: Callable[[BinaryIO], object]) -> None:
+def write_whole_file(path: str, write: Callable[[BinaryIO], object], remedy: str = "") -> None:
     """Write ``path``, or leave it as it was: what is there at any moment is a whole file.
 
     Args:
         path: in a folder that exists.
         write: writes the content into the open file that it is given.
+        remedy: what else to do if it cannot be written.
 
     Raises:
         UserError: there is no room, or the folder cannot be written to.
@@ -36,9 +37,8 @@ def write_whole_file(path: str, write: Callable[[BinaryIO], object]) -> None:
         if reason is None:
             raise
         raise UserError(
-            f"{path} could not be written ({reason}): make room, or correct the permissions; all "
-            "older files are as they were, and a training goes on from its last checkpoint with "
-            "--resume"
+            f"{path} could not be written ({reason}): make room, or correct the permissions"
+            f"{remedy}; all older files are as they were"
         ) from error
 
 
