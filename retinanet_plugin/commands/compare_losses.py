@@ -23,7 +23,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ..data.checks import check_datasets, check_evaluator_type
 from ..data.coco_json import register_coco_json
-from ..engine import Trainer, check_model, check_weights
+from ..engine import Trainer, check_model, check_weights, check_weights_fit
 from ..engine.config_checks import check_values
 from ..engine.output_dir import check_output_dir
 from ..errors import UserError
@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
     check_values(cfg)
     check_output_dir(cfg.OUTPUT_DIR)
-    check_model(cfg)
+    model = check_model(cfg)
     check_datasets(cfg)
     if len(cfg.DATASETS.TEST) != 1 or check_evaluator_type(cfg.DATASETS.TEST[0]) != "coco":
         raise UserError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format")
     check_weights(cfg.MODEL.WEIGHTS)
+    check_weights_fit(cfg, model, None, eval_only=False)
     experiment = _Experiment(cfg, args.jobs)
     first, *others = args.seeds
     tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))

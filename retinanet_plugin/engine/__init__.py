@@ -4,7 +4,7 @@ from .checkpointer import Checkpointer
 from .command_line import argument_parser, setup_config
 from .console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
 from .signals import stop_signals
-from .startup_checks import check_before_training, check_model, check_weights
+from .startup_checks import check_before_training, check_model, check_weights, check_weights_fit
 from .trainer import Trainer, inference_folder
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check_before_training",
     "check_model",
     "check_weights",
+    "check_weights_fit",
     "in_its_own_words",
     "inference_folder",
     "keep_tracebacks_off_the_console",
