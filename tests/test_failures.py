@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import resource
@@ -75,6 +76,12 @@ def huge_image(folder):
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def ended_at_the_other_end():
+    here, there = multiprocessing.Pipe()
+    there.close()
+    here.recv()
+
+
 def damaged_checkpoint(folder):
     torch.save({"model": torch.zeros(1000)}, folder / "model.pth")
     data = (folder / "model.pth").read_bytes()
@@ -114,6 +121,8 @@ OUTSIDE = {
     ),
     "no network": (lambda f: urllib.request.urlopen("http://127.0.0.1:9/"), "the network failed"),
     "reset": (lambda f: raised(ConnectionResetError(104, "reset by peer")), "the network failed"),
+    "ended worker": (lambda f: ended_at_the_other_end(), "a process that loads data was ended"),
+    "ended reader": (lambda f: raised(BrokenPipeError(32, "pipe")), "the program that reads the"),
     "time out": (lambda f: raised(TimeoutError("timed out")), "the network failed"),
     "half a checkpoint": (damaged_checkpoint, "is damaged"),
     "no pickle": (lambda f: pickle.loads(b"\x80\x99"), "is damaged"),

@@ -47,6 +47,10 @@ _SHARED_MEMORY = (
     "the processes that load data ran out of shared memory, /dev/shm ({reason}): enlarge it "
     "(docker run --shm-size 8g), or lower DATALOADER.NUM_WORKERS"
 )
+_WORKER = (
+    "a process that loads data was ended from outside ({reason}): if memory ran out, lower "
+    "DATALOADER.NUM_WORKERS, or set it to 0 to see the cause"
+)
 _IMAGE = (
     "an image file cannot be read ({reason}): python -m retinanet_plugin doctor --images names "
     "all such files"
@@ -79,12 +83,7 @@ KINDS = (
         "unable to (mmap|open shared memory|write to file|resize file) |torch_shm_manager",
         _SHARED_MEMORY,
     ),
-    Kind(
-        (RuntimeError,),
-        r"DataLoader worker .*(exited unexpectedly|killed by signal)",
-        "a process that loads data was ended from outside ({reason}): if memory ran out, lower "
-        "DATALOADER.NUM_WORKERS, or set it to 0 to see the cause",
-    ),
+    Kind((RuntimeError,), r"DataLoader worker .*(exited unexpectedly|killed by signal)", _WORKER),
     Kind(
         (RuntimeError, OSError),
         r"\[Errno 24\]|Too many open files|received \d+ items of ancdata",
@@ -92,6 +91,12 @@ KINDS = (
         "DATALOADER.NUM_WORKERS",
     ),
     Kind((RuntimeError,), "NCCL|EADDRINUSE|Address already in use|Gloo|socket", _PROCESSES),
+    Kind(
+        (BrokenPipeError,),
+        "",
+        "the program that reads the output has ended ({reason}): let it read to the end, or write "
+        "the output into a file",
+    ),
     Kind(
         (
             urllib.error.URLError,
@@ -191,6 +196,8 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, UserError) or "UserError: " in message:
         return message.rpartition("UserError: ")[2]
     reason = message if isinstance(error, ProcessRaisedException) else _named(error, message)
+    if isinstance(error, (ConnectionError, EOFError)) and _is_between_processes(error):
+        return _WORKER.format(reason=reason)
     for kind in KINDS:
         if isinstance(error, kind.types) and re.search(kind.pattern, message):
             file = getattr(error, "filename", None) or _quoted(message) or "a file"
@@ -230,6 +237,10 @@ def whose_fault(error: BaseException) -> str:
         ):
             return file
     return ""
+
+
+def _is_between_processes(error: BaseException) -> bool:
+    return any("/multiprocessing/" in file for file in files_of(error))
 
 
 def _own_words(error: BaseException) -> str:
