@@ -126,6 +126,15 @@ def test_a_file_without_a_config(tmp_path):
         described_training(str(tmp_path / "bare.pth"))
 
 
+def test_a_config_that_carries_code_does_not_run_it(tmp_path):
+    marker = tmp_path / "ran"
+    config = f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {marker}']"
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "config": config}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"the config in the checkpoint .*a\.pth cannot be used"):
+        described_training(str(tmp_path / "a.pth"))
+    assert not marker.exists()
+
+
 # ------------------------------------------------------------------ whole at any moment
 
 
