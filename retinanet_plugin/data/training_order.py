@@ -95,15 +95,18 @@ class TrainingLoader:
                     worker_init_fn=leave_signals_to_main_process,
                 )
             )
-        while True:
-            batch = []
-            for _ in range(batch_size):
-                with waiting():
-                    sample = next(inputs)
-                if isinstance(sample, UserError):
-                    raise sample
-                batch.append(sample)
-            yield batch
+        try:
+            while True:
+                batch = []
+                for _ in range(batch_size):
+                    with waiting():
+                        sample = next(inputs)
+                    if isinstance(sample, UserError):
+                        raise sample
+                    batch.append(sample)
+                yield batch
+        finally:
+            del inputs  # workers end now, and not when a traceback is forgotten
 
 
 class TrainingImages:
@@ -113,7 +116,14 @@ class TrainingImages:
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        num_records = len(records)
         records = without_bad_images(records, cfg)
+        if len(records) < num_records and cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"):
+            raise UserError(  # it reads the data sets itself
+                f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} cannot leave out the "
+                f"{num_records - len(records)} bad images that DATASETS.SKIP_BAD_IMAGES does: take "
+                "them out of the annotation file, or use another sampler"
+            )
         self.fingerprint = fingerprint(cfg.DATASETS.TRAIN, records)
         # What Detectron2 groups images by; workers share the memory of arrays.
         self.sizes = np.array([(r.get("width", 0), r.get("height", 0)) for r in records])

@@ -127,6 +127,7 @@ class ResumableTrainer(DefaultTrainer):
                 f"the training is finished after {self.start_iter} iterations, and is evaluated "
                 f"once more: raise SOLVER.MAX_ITER, which is {self.max_iter}, to go on"
             )
+            self._complete_final_checkpoint()
         self._num_trained = self.start_iter
         try:
             with after_the_step():
@@ -168,6 +169,12 @@ class ResumableTrainer(DefaultTrainer):
             rates = scheduler.get_last_lr()
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
+
+    def _complete_final_checkpoint(self) -> None:
+        """The last periodic checkpoint is written just before the final one, and may be alone."""
+        newest = os.path.basename(self.checkpointer.get_checkpoint_file())
+        if self.start_iter == self.max_iter and newest != "model_final.pth":
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def _save_where_it_stands(self) -> str:
         """Write a checkpoint of the last complete iteration; returns how to go on from it."""
