@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, pairwise_ioa
+from detectron2.structures import Boxes
 from torch import Tensor
 
 from ..errors import UserError
@@ -56,11 +56,15 @@ def ignore_covered(
         threshold: in (0, 1].
         num_classes: K, the label of background.
     """
-    all_anchors = Boxes.cat(anchors)
+    # Copies of single columns, on which this is several times as fast as `pairwise_ioa`.
+    x1, y1, x2, y2 = (column.contiguous() for column in Boxes.cat(anchors).tensor.unbind(1))
+    area = (x2 - x1) * (y2 - y1)
     covered = torch.zeros_like(gt_labels, dtype=torch.bool)
     for covered_in_image, regions in zip(covered, ignore_boxes):
-        for region in regions:
-            covered_in_image |= pairwise_ioa(Boxes(region[None]), all_anchors)[0] >= threshold
+        for rx1, ry1, rx2, ry2 in regions.unbind():
+            inter = torch.minimum(x2, rx2).sub_(torch.maximum(x1, rx1)).clamp_(min=0)
+            inter *= torch.minimum(y2, ry2).sub_(torch.maximum(y1, ry1)).clamp_(min=0)
+            covered_in_image |= inter.div_(area) >= threshold
     return gt_labels.masked_fill(covered & (gt_labels == num_classes), -1)
 
 
