@@ -179,7 +179,7 @@ class Doctor:
 
 
 def _print_section(title: str, lines: list[str]) -> None:
-    print(f"\n{title}")
+    print(f"\n{title}", flush=True)
     for line in lines:
         print(f"  {line}".rstrip())
 

@@ -51,7 +51,7 @@ def decode_images(
     records = [{k: v for k, v in dataset.images[i].items() if k in _KEYS} for i in indices]
     function = partial(_decode, image_format=cfg.INPUT.FORMAT)
     source = f"the images of {dataset.name}"
-    results = each_of(function, records, f"decoding images of {dataset.name}", _MIN_IMAGES)
+    results = each_of(function, records, f"decoding images of {dataset.name}", _MIN_IMAGES, 8)
     for index, record, decoded in zip(indices, records, results):
         if decoded.error:
             what, _, remedy = decoded.error.rpartition(": ")

@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 _MIN_ITEMS = 2000
 # More than the processors, since storage is waited for.
 _PROCESSES = min(8, 2 * (os.cpu_count() or 1))
-# Items that a process takes at once: after Ctrl-C they are waited for.
-_CHUNK = 64
 # Seconds without a progress bar.
 _PATIENCE = 2
 
@@ -29,6 +27,7 @@ def each_of(
     items: Sequence[Item],
     what: str,
     min_items: int = _MIN_ITEMS,
+    chunk: int = 64,
 ) -> Iterator[Result]:
     """``function(item)`` of each item, in order.
 
@@ -36,17 +35,18 @@ def each_of(
         function: raises nothing; does not use torch, whose threads a forked process lacks.
         what: is done, for the progress bar, which is shown when it takes some time.
         min_items: fewer are done in this process.
+        chunk: items that a process takes at once: after Ctrl-C they are waited for.
     """
     with tqdm(
         total=len(items), desc=what, delay=_PATIENCE, mininterval=_bar_interval(), file=sys.stderr
     ) as bar:
-        for result in _results(function, items, min_items):
+        for result in _results(function, items, min_items, chunk):
             yield result
             bar.update()
 
 
 def _results(
-    function: Callable[[Item], Result], items: Sequence[Item], min_items: int
+    function: Callable[[Item], Result], items: Sequence[Item], min_items: int, chunk: int
 ) -> Iterator[Result]:
     num_done = 0
     # Elsewhere processes are started anew, which takes longer than most data sets.
@@ -56,7 +56,7 @@ def _results(
                 _PROCESSES, multiprocessing.get_context("fork"), _ignore_ctrl_c
             )
             try:
-                for result in executor.map(function, items, chunksize=_CHUNK):
+                for result in executor.map(function, items, chunksize=chunk):
                     num_done += 1
                     yield result
             finally:

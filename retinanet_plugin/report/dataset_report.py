@@ -177,17 +177,19 @@ def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
 
 
 def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
-    """A row for each class, the most frequent first, and one for all."""
+    """A row for each class that has boxes, the most frequent first, and one for all."""
     iou = foreground_iou(cfg)
     is_unreached = None if boxes.ious is None or iou is None else boxes.ious < iou
     counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
     order = np.argsort(-counts, kind="stable")
-    names = [str(facts.class_names[k])[:_NAME_WIDTH] for k in order[:_MOST_CLASSES]]
-    rows = [_row(boxes.classes == k, boxes, is_unreached) for k in order[:_MOST_CLASSES]]
-    rest = counts[order[_MOST_CLASSES:]]
+    num_shown = min(_MOST_CLASSES, int((counts > 0).sum()))
+    names = [str(facts.class_names[k])[:_NAME_WIDTH] for k in order[:num_shown]]
+    rows = [_row(boxes.classes == k, boxes, is_unreached) for k in order[:num_shown]]
+    rest = counts[order[num_shown:]]
     if len(rest):
         names.append(f"{len(rest):,} more")
-        rows.append([f"{rest.min():,}-{rest.max():,}", *[""] * (len(rows[0]) - 1)])
+        span = [f"{rest.min():,}", f"{rest.max():,}"]
+        rows.append(["-".join(dict.fromkeys(span)), *[""] * (len(rows[0]) - 1)])
     names.append("all")
     rows.append(_row(np.ones(len(boxes.classes), bool), boxes, is_unreached))
 
