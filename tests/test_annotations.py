@@ -153,7 +153,7 @@ def test_a_test_set_of_coco_needs_no_annotations(changed, tmp_path):
         ("images", {"id": 2}, "images[1] (00002.jpg) has id 2, as another one has"),
         ("images", {"id": "1"}, "'images' has the id 2, a number, and \"1\", a text"),
         ("images", {"file_name": None}, "images[0] has file_name null: write a value of type str"),
-        ("images", {"file_name": "a\0b"}, r'images[0] (a\0b) has file_name "a\u0000b": write a'),
+        ("images", {"file_name": "a\0b"}, r'images[0] (a\x00b) has file_name "a\u0000b": write a'),
         ("images", {"height": "160"}, '(00001.jpg) has height "160": write a value of type int'),
         ("images", {"width": -1, "height": -1}, "images[0] (00001.jpg) has height -1"),
         ("images", {"width": float("nan")}, "images[0] (00001.jpg) has width NaN"),

@@ -24,7 +24,7 @@ from retinanet_plugin.data.truth import coco_evaluator
 
 NAME = "mutated"
 VALUES = [None, True, False, 0, 1, 2, -1, 3.0, 0.5, 1e300, math.nan, math.inf, 10**400, 2**63]
-VALUES += ["", "0", "1", "2", "a", "ü", "\ud800", "a\nb", [], {}, [1], [[]], {"id": 1}]
+VALUES += ["", "0", "1", "2", "a", "ü", "\ud800", "a\nb", "\x1b[0m", [], {}, [1], [[]], {"id": 1}]
 FIELDS = ["id", "image_id", "category_id", "bbox", "iscrowd", "ignore", "area", "segmentation"]
 FIELDS += ["file_name", "height", "width", "name"]
 

@@ -75,7 +75,10 @@ def shown(value: Any, most: int = 100) -> str:
 
 def one_line(text: str) -> str:
     """``text`` in one line that every terminal and log file can take."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0").split())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
 
 
 def _count(
