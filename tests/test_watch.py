@@ -11,14 +11,16 @@ from conftest import ROOT, build_pair
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
-from detectron2.structures import pairwise_iou
+from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import EventStorage, get_event_storage
+from torch import distributed
+from torch.multiprocessing import start_processes
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.coco_json import register_coco_json
 from retinanet_plugin.data.mapper import RetinaNetMapper
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.engine.validation import share_reached, validation_losses
+from retinanet_plugin.engine.validation import DetectionCounter, share_reached, validation_losses
 from retinanet_plugin.engine.watch import EarlyStop, EvaluationHook
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
@@ -139,6 +141,33 @@ def test_validation_losses_of_detectron2s_retinanet(cfg, small_cfg):
         validation_losses(cfg, model, name), rel=1e-4
     )
     assert stock.loss_normalizer == 77.0
+
+
+def validated_in_two_processes(rank, cfg, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    found = validation_losses(cfg, build_model(cfg), cfg.DATASETS.TEST[0])
+    counter = DetectionCounter()
+    counter.reset()
+    scores = Instances((9, 9), scores=torch.tensor([0.1, 0.5 + rank / 4]))
+    counter.process([{}], [{"instances": scores}])
+    counter.evaluate()
+    found |= vars(counter)
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def test_processes_share_the_work_and_know_the_same(cfg, tmp_path):
+    torch.manual_seed(0)
+    expected = validation_losses(cfg, build_model(cfg), cfg.DATASETS.TEST[0])
+    expected |= {"num_images": 2, "num_detections": 4, "top_score": 0.75}
+    start_processes(
+        validated_in_two_processes, args=(cfg, str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected)
 
 
 class OneLoss(torch.nn.Module):
