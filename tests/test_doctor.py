@@ -148,6 +148,20 @@ def test_a_learning_rate_for_a_larger_batch_is_warned_of(run_doctor, digits_entr
     assert re.search(r"  warning: SOLVER\.BASE_LR is 0\.01 .*set SOLVER\.BASE_LR 0\.0013", report)
 
 
+def test_images_that_are_left_out_are_warnings_and_no_part_of_an_epoch(run_doctor, bad_entries):
+    status, report, _ = run_doctor(bad_entries, DATASETS__SKIP_BAD_IMAGES=True)
+    assert status == 0
+    assert re.search(r"  warning: .*0 bytes\): it is left out", report)
+    assert "over 5 images" in report
+
+
+def test_what_of_the_weights_loads_is_said(run_doctor, digits_entries, small_cfg, tmp_path):
+    path = str(tmp_path / "weights.pth")
+    torch.save({"model": build_model(small_cfg).state_dict()}, path)
+    _, report, _ = run_doctor(digits_entries, MODEL__WEIGHTS=path)
+    assert re.search(rf"weights\n.*{path}.* of the model's parameters", report)
+
+
 # ---- anchors ----
 
 

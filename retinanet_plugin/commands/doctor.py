@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -165,9 +166,16 @@ class Doctor:
         names = self.cfg.DATASETS.TRAIN
         if not names or any(name not in self.datasets for name in names):
             return None
-        if not self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            return sum(self.datasets[name].num_images for name in names)
-        return sum(int((self.datasets[name].boxes_per_image > 0).sum()) for name in names)
+        return sum(map(self._num_trained_of, names))
+
+    def _num_trained_of(self, name: str) -> int:
+        facts = self.datasets[name]
+        is_trained = np.ones(facts.num_images, bool)
+        if self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            is_trained = facts.boxes_per_image > 0
+        if self.cfg.DATASETS.SKIP_BAD_IMAGES and name in self.images:
+            is_trained[list(self.images[name].bad)] = False
+        return int(is_trained.sum())
 
     def _decode(self, name: str) -> list[str]:
         findings = Findings()

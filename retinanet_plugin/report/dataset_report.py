@@ -81,8 +81,9 @@ def describe_dataset(
     is_train: bool,
 ) -> list[str]:
     """Lines of text about one data set."""
+    used_in = [key for key in ("TRAIN", "TEST") if facts.name in cfg.DATASETS[key]]
     pairs = [
-        ("used in", "DATASETS.TRAIN" if is_train else "DATASETS.TEST"),
+        ("used in", " and ".join(f"DATASETS.{key}" for key in used_in)),
         ("read from", facts.source),
         (
             "has",
