@@ -13,14 +13,16 @@ from torch.utils.data import DataLoader
 from .mapper import RetinaNetMapper
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Detectron2's loader of a test set, with :class:`RetinaNetMapper`.
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: RetinaNetMapper | None = None
+) -> DataLoader:
+    """Detectron2's loader of a test set, with :class:`RetinaNetMapper`, or ``mapper`` for more.
 
     With ``DATASETS.SKIP_BAD_IMAGES`` an image that cannot be read is left out: it has no
     detections, so that the evaluation counts its objects as not found. ``len`` of the loader still
     counts it.
     """
-    mapper = RetinaNetMapper(cfg, is_train=False)
+    mapper = mapper or RetinaNetMapper(cfg, is_train=False)
     if not cfg.DATASETS.SKIP_BAD_IMAGES:
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     records = DatasetFromList(

@@ -81,12 +81,15 @@ def _with_details(sentence: str, log: str | None) -> str:
 
 
 def _fault(error: Exception, log: str | None) -> str:
-    name, also = type(error).__name__, f" ({log} has them too)" if log else ""
+    name, also = type(error).__name__, f" (which is in {log} too)" if log else ""
     if own_file := whose_fault(error):
-        return f"{name} in {own_file}, which is not of this package: correct it there{also}"
+        return (
+            f"{name} in {own_file}, which is not of this package: correct it where the traceback "
+            f"above goes through it{also}"
+        )
     return (
         f"{name}, a fault of retinanet_plugin and not of your data or config: report it with the "
-        f"lines above{also}, your config and what python -m detectron2.utils.collect_env prints"
+        f"traceback above{also}, your config and what python -m detectron2.utils.collect_env prints"
     )
 
 

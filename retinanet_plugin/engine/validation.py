@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -18,7 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
 from ..data.dataset_facts import DatasetFacts
+from ..data.loader_workers import leave_signals_to_main_process
 from ..data.mapper import RetinaNetMapper
+from ..data.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs
 
 # One in which the models log the number of foreground anchors on a GPU too.
@@ -97,9 +99,8 @@ def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict
     if not any(record.get("annotations") for record in records):
         return {}
     mapper = RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
-    loader = build_detection_test_loader(
-        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    loader = build_test_loader(cfg, dataset_name, mapper)
+    loader.worker_init_fn = leave_signals_to_main_process
     sums: Counter[str] = Counter()
     num_foreground = 0.0  # or batches, of a model that does not count them
     with _losses_in_inference(model), EventStorage(_LOGGED_ITERATION) as storage:
