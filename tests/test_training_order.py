@@ -121,9 +121,9 @@ def test_errors_of_users_come_out_as_they_are(cfg, num_workers):
     def refuse(record):
         raise UserError("a.jpg is no image: mend it")
 
-    with pytest.raises(UserError, match="^a.jpg is no image: mend it$"):
+    with pytest.raises(UserError, match=r"^a.jpg is no image: mend it$"):
         batches(cfg, 1, refuse)
-    with pytest.raises(UserError, match="^none of the 23 images to train on can be read: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^none of the 23 images to train on can be read: [^\n]*$"):
         batches(cfg, 1, lambda record: None)
 
 

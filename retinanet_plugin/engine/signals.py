@@ -95,7 +95,7 @@ def stop_signals() -> Iterator[None]:
             print(f"stopped by {name}: {stopped.how_to_go_on}", file=sys.stderr, flush=True)
         raise
     finally:
-        _signals.owner = None
+        _signals.owner = _signals.arrived = None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -1,0 +1,237 @@
+"""Trainings that were interrupted: they end as if they had not been, or say why they cannot."""
+
+import copy
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.resume import changed_values, check_run
+from retinanet_plugin.errors import UserError
+
+INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
+
+
+@pytest.fixture
+def cfg(digits_entries, tmp_path):
+    register_coco_json(digits_entries)
+    cfg = load_config(INSTANT)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (digits_entries[0][0],), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (64, 80)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg
+
+
+@pytest.fixture
+def said(caplog):
+    """``said()``: what was logged so far."""
+    logger = logging.getLogger("detectron2")
+    logger.addHandler(caplog.handler)
+    yield lambda: caplog.text
+    logger.removeHandler(caplog.handler)
+
+
+def build(cfg, resume=False):
+    """A trainer in a process that begins with other random numbers if it resumes."""
+    torch.manual_seed(resume)
+    np.random.seed(resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def train(cfg, resume=False):
+    trainer = build(cfg, resume)
+    trainer.train()
+    return trainer
+
+
+def change_checkpoint(folder, change):
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, folder / "model_final.pth")
+
+
+@pytest.mark.parametrize(
+    ("workers", "kills", "iterations"), [(0, 10, 16), (4, 2, 8)], ids=["no workers", "4 workers"]
+)
+def test_killed_at_random_moments(workers, kills, iterations, clean_env, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "benchmarks/kill_and_resume.py"),
+            "--workers", str(workers), "--kills", str(kills), "--iterations", str(iterations),
+        ],
+        env={**clean_env, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "ended equal bit for bit, 0 did not" in done.stdout
+
+
+def test_precise_batch_norm_is_exact(cfg, tmp_path):
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 2
+    cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER = 1, 1, 3
+    whole = train(cfg).model.state_dict()
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
+    (tmp_path / "model_0000002.pth").unlink()
+    resumed = train(cfg, resume=True)
+    assert resumed.start_iter == 1
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_new_values_are_used_and_said(cfg, said):
+    momentum = momentum_of(train(cfg))
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM = 4, 0.0001, 0.8
+    # In a group of their own, biases are at another place in the optimizer.
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.5
+    resumed = build(cfg, resume=True)
+    assert "resuming with other values:" in said()
+    for change in ("BASE_LR 0.1 -> 0.0001", "MAX_ITER 2 -> 4", "WEIGHT_DECAY_BIAS None -> 0.5"):
+        assert f"SOLVER.{change}" in said()
+    assert "OUTPUT_DIR" not in said().partition("resuming with")[2]
+    groups = resumed.optimizer.param_groups
+    assert {(group["lr"], group["momentum"]) for group in groups} == {(0.0001, 0.8)}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.0001, 0.5}
+    assert momentum_of(resumed).keys() == momentum.keys()
+    for name, value in momentum_of(resumed).items():
+        assert torch.equal(value, momentum[name]), name
+
+
+def momentum_of(trainer):
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    state = trainer.optimizer.state
+    return {names[p]: state[p]["momentum_buffer"].clone() for p in state}
+
+
+def test_the_schedule_goes_on_where_it_was(cfg):
+    cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = (2,), 3, 1
+    train(cfg)
+    cfg.SOLVER.MAX_ITER = 4
+    assert build(cfg, resume=True).optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    cfg.SOLVER.STEPS = (3,)
+    resumed = build(cfg, resume=True)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    cfg.SOLVER.STEPS = ()
+    assert build(cfg, resume=True).optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_finished_training_says_so(cfg, said, tmp_path):
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    weights = train(cfg).model.state_dict()
+    # Killed between its last periodic checkpoint and the final one.
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = train(cfg, resume=True)
+    assert "the training is finished after 2 iterations" in said()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("has_optimizer", [True, False], ids=["main", "0.6"])
+def test_checkpoints_of_detectron2_are_resumed_with_a_warning(cfg, said, tmp_path, has_optimizer):
+    momentum = momentum_of(train(cfg))
+
+    def as_detectron2(checkpoint):
+        for key in ("config", "class_names", "preprocessing", "versions"):
+            checkpoint.pop(key, None)
+        del checkpoint["trainer"]["run"]
+        if not has_optimizer:
+            del checkpoint["trainer"]["_trainer"]
+
+    change_checkpoint(tmp_path, as_detectron2)
+    cfg.SOLVER.MAX_ITER = 3
+    resumed = build(cfg, resume=True)
+    assert "not exactly" in said()
+    assert ("and the momentum of" in said()) == (not has_optimizer)
+    assert momentum_of(resumed).keys() == (momentum.keys() if has_optimizer else set())
+    resumed.train()
+    assert resumed.start_iter == 2
+
+
+def test_the_checkpoint_of_other_images_is_refused(cfg, tmp_path):
+    train(cfg)
+    change_checkpoint(tmp_path, lambda c: c["trainer"]["run"]["data"].update(num_images=9))
+    with pytest.raises(UserError, match=r"9 images, and .* has 8.*MODEL.WEIGHTS .*model_final.pth"):
+        build(cfg, resume=True)
+
+
+RUN = {
+    "seed": 1,
+    "data": {
+        "data_sets": ["coins"], "classes": ["a", "b"], "num_images": 8, "files": "f",
+        "annotations": "x",
+    },
+    "optimizer": "SGD",
+    "parameters": ["head.weight"],
+    "shapes": {"head.weight": [3, 4]},
+    "num_processes": 1,
+    "images_per_batch": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("shapes", {"head.weight": [6, 4]}, ["head.weight", "(3, 4)", "(6, 4)"]),
+        ("shapes", {"head.weight": [3, 4], "more": [1]}, ["more is missing there and (1,)"]),
+        ("optimizer", "AdamW", ["the optimizer SGD", "AdamW"]),
+        ("data.classes", ["a", "c"], ["the classes a, b", "a, c"]),
+        ("data.num_images", 9, ["8 images", "coins has 9"]),
+        ("data.files", "g", ["coins has 8, or others"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(place, value, words):
+    with pytest.raises(UserError) as refused:
+        check_run(RUN, _changed(place, value), "output/model_final.pth")
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert sentence.endswith("with MODEL.WEIGHTS output/model_final.pth")
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        ("data.annotations", "y", "the annotations of coins are not those"),
+        ("num_processes", 4, "1 processes and goes on with 4"),
+        ("images_per_batch", 4, "goes on with 4"),
+    ],
+)
+def test_what_makes_it_inexact_is_a_warning(place, value, word, said):
+    check_run(RUN, copy.deepcopy(RUN), "model_final.pth")
+    assert said() == ""
+    check_run(RUN, _changed(place, value), "model_final.pth")
+    assert word in said()
+
+
+def _changed(place, value):
+    run = copy.deepcopy(RUN)
+    *sections, key = place.split(".")
+    section = run
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    return run
+
+
+def test_places_of_files_are_no_other_values(cfg):
+    before = cfg.dump()
+    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "elsewhere", 7, "w.pth"
+    cfg.DATASETS.COCO_JSON = [("a", "b", "c")]
+    assert changed_values(before, cfg) == []
+    cfg.SOLVER.STEPS = (7,)
+    assert changed_values(before, cfg) == ["SOLVER.STEPS [] -> [7]"]
