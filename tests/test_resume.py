@@ -64,7 +64,7 @@ def change_checkpoint(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("workers", "kills", "iterations"), [(0, 10, 16), (4, 2, 8)], ids=["no workers", "4 workers"]
+    ("workers", "kills", "iterations"), [(0, 10, 12), (4, 2, 6)], ids=["no workers", "4 workers"]
 )
 def test_killed_at_random_moments(workers, kills, iterations, clean_env, tmp_path):
     done = subprocess.run(
