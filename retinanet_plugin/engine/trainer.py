@@ -23,6 +23,7 @@ from ..data.loader_workers import leave_signals_to_main_process
 from ..data.test_loader import build_test_loader
 from ..data.truth import coco_evaluator
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
+from ..meta_arch import ModularRetinaNet
 from .checkpointer import Checkpointer
 from .earlier_checkpoints import prepare_output_dir
 from .failure_record import StepRecorder
@@ -105,9 +106,10 @@ class Trainer(ResumableTrainer):
     def _evaluate(self) -> dict[str, Any]:
         with at_once():
             self._last_eval_results = self.test(self.cfg, self.model)
-            if self.cfg.TEST.VAL_LOSS:
+            model = self.checkpointer.model
+            if self.cfg.TEST.VAL_LOSS and isinstance(model, ModularRetinaNet):
                 for name in self.cfg.DATASETS.TEST:
-                    losses = validation_losses(self.cfg, self.checkpointer.model, name)
+                    losses = validation_losses(self.cfg, model, name)
                     if losses:
                         log_losses(self.cfg, name, losses)
         return self._last_eval_results

@@ -1,8 +1,6 @@
 """What is watched on test sets beside AP: detections, what anchors can reach at all, losses."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,10 +8,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
@@ -22,9 +19,8 @@ from ..data.loader_workers import leave_signals_to_main_process
 from ..data.mapper import RetinaNetMapper
 from ..data.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs
-
-# One in which the models log the number of foreground anchors on a GPU too.
-_LOGGED_ITERATION = 19
+from ..head import split_anchors
+from ..meta_arch import ModularRetinaNet
 
 
 class DetectionCounter(DatasetEvaluator):
@@ -80,20 +76,19 @@ def share_reached(cfg: CfgNode, model: nn.Module, dataset_name: str) -> float | 
 
 
 @torch.no_grad()
-def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict[str, float]:
+def validation_losses(cfg: CfgNode, model: ModularRetinaNet, dataset_name: str) -> dict[str, float]:
     """The losses of training on a test set, at its size and without augmentation.
 
-    Batch norms use the statistics that they have gathered, as in inference. What a RetinaNet
-    divides its losses by, a moving average over training batches, is here the number of foreground
-    anchors of the whole set, so that the losses compare with those of training.
+    The model is in evaluation: batch norms use the statistics that they have gathered. The losses
+    are divided by the number of foreground anchors of the whole set, and not by the moving average
+    over training batches, which stays as it is; so they compare with those of training.
 
     Args:
-        model: the bare model. It is left as it was: modes, buffers, moving average.
-        dataset_name: a registered data set that has annotations.
+        model: the bare model.
+        dataset_name: a registered data set; nothing is computed of one without annotations.
 
     Returns:
-        by ``val_`` and the names of the losses in training, of all processes together; for a model
-        without ``loss_normalizer``, the mean over its batches. Nothing without annotations.
+        by ``val_`` and the names of the losses in training, of all processes together.
     """
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
     if not any(record.get("annotations") for record in records):
@@ -102,18 +97,14 @@ def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict
     loader = build_test_loader(cfg, dataset_name, mapper)
     loader.worker_init_fn = leave_signals_to_main_process
     sums: Counter[str] = Counter()
-    num_foreground = 0.0  # or batches, of a model that does not count them
-    with _losses_in_inference(model), EventStorage(_LOGGED_ITERATION) as storage:
+    num_foreground = 0
+    with inference_context(model):
         for inputs in loader:
-            losses = model(inputs)
-            if isinstance(losses, Tensor):  # as Detectron2's trainer takes them
-                losses = {"total_loss": losses}
-            normalizer = float(getattr(model, "loss_normalizer", 1.0))
-            sums.update({name: float(loss) * normalizer for name, loss in losses.items()})
-            counted = storage.latest().get("num_pos_anchors")
-            num_foreground += counted[0] * len(inputs) if counted else 1
+            losses, count = _summed_losses(model, inputs)
+            sums.update(losses)
+            num_foreground += count
     found = comm.all_gather((sums, num_foreground))
-    total = max(1.0, sum(count for _, count in found))
+    total = max(1, sum(count for _, count in found))
     means = {
         f"val_{name}": sum(losses[name] for losses, _ in found) / total
         for name in {name: None for losses, _ in found for name in losses}
@@ -121,21 +112,27 @@ def validation_losses(cfg: CfgNode, model: nn.Module, dataset_name: str) -> dict
     return {"val_total_loss": sum(means.values()), **means}
 
 
-@contextmanager
-def _losses_in_inference(model: nn.Module) -> Iterator[None]:
-    """``model`` returns losses, while its parts are in evaluation; afterwards it is as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    own_average = vars(model).get("loss_normalizer")  # of Detectron2's RetinaNet, a number
-    model.eval()
-    model.training = True
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        vars(model).pop("loss_normalizer", None)
-        if own_average is not None:
-            model.loss_normalizer = own_average
+def _summed_losses(
+    model: ModularRetinaNet, inputs: list[dict[str, Any]]
+) -> tuple[dict[str, float], int]:
+    """The losses of a batch, summed over its anchors, and how many of these are foreground.
+
+    ``forward`` returns detections in evaluation, so its parts are called here, in its order.
+    """
+    images = model.preprocess_image(inputs)
+    with model.execution.context(images.tensor, model.backbone, model.head) as pixels:
+        features = model.backbone(pixels)
+        features = [features[name] for name in model.in_features]
+        pred_logits, pred_anchor_deltas = model.head(features)
+    anchors = model.anchor_generator(features)
+    pred_logits = [split_anchors(level, model.num_classes) for level in pred_logits]
+    pred_anchor_deltas = [split_anchors(level, 4) for level in pred_anchor_deltas]
+    targets = model.match(anchors, model.ground_truth(inputs), pred_logits, pred_anchor_deltas)
+    regions = model.regions_to_ignore(inputs)
+    gt_labels = model.without_ignored(targets.gt_labels, anchors, regions)
+    losses = model.losses(
+        anchors, pred_logits, gt_labels, pred_anchor_deltas, targets.matched_gt_boxes
+    )
+    normalizer = float(model.loss_normalizer)  # which evaluation leaves as it is
+    num_foreground = int(((gt_labels >= 0) & (gt_labels < model.num_classes)).sum())
+    return {name: float(loss) * normalizer for name, loss in losses.items()}, num_foreground
