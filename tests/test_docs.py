@@ -71,7 +71,7 @@ def test_links_and_pictures_exist(page):
         assert target.startswith("https://") or (folder / target).exists(), target
 
 
-WRITTEN_BY_USERS = ("config.yaml", "my_train.py")
+WRITTEN_BY_USERS = ("config.yaml", "my_train.py", "OUTPUT_DIR/failure-000123/")
 
 
 @pytest.mark.parametrize("page", PAGES)
