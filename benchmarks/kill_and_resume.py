@@ -27,7 +27,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.digits import write_digits
 from retinanet_plugin.engine import Trainer, stop_signals
 

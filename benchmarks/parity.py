@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from models import OURS, STOCK, Subject, Workload
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Checkpointer, one_sentence_errors
 
 

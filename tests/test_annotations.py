@@ -12,8 +12,8 @@ from detectron2.structures import BoxMode
 
 from retinanet_plugin import UserError
 from retinanet_plugin.config import load_config
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.checks import check_datasets, inspect_datasets, num_classes_of
-from retinanet_plugin.data.coco_json import register_coco_json
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 

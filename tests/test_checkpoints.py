@@ -15,12 +15,15 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Checkpointer, Trainer
-from retinanet_plugin.engine.checkpoint_contents import described_training
-from retinanet_plugin.engine.earlier_checkpoints import find_checkpoint, prepare_output_dir
-from retinanet_plugin.engine.whole_files import write_whole_file
+from retinanet_plugin.engine.checkpoints.checkpoint_contents import described_training
+from retinanet_plugin.engine.checkpoints.earlier_checkpoints import (
+    find_checkpoint,
+    prepare_output_dir,
+)
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.whole_files import write_whole_file
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 CLASSES = ["0", "1", "2"]
@@ -185,7 +188,7 @@ def test_interrupted_while_writing(output):
 
 def test_what_killed_runs_left_is_removed_when_training_starts(checkpointer, output):
     checkpointer.save("model_0000001", iteration=1)
-    (output / "model_0000003.pth.tmp").write_bytes(b"half of it")
+    (output / "model_0000003.pth.4711.tmp").write_bytes(b"half of it")
     prepare_output_dir(str(output), resumed=True)
     assert names_in(output) == ["last_checkpoint", "model_0000001.pth"]
 

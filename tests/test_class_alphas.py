@@ -9,8 +9,8 @@ from detectron2.engine import DefaultTrainer
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError
 from retinanet_plugin.config import load_config
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.class_alphas import balanced_alphas, count_classes, resolve_auto_alpha
-from retinanet_plugin.data.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
 
 KEY = "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS"

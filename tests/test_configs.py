@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.config import load_config
-from retinanet_plugin.engine.config_checks import config_errors
+from retinanet_plugin.engine.checks.config_checks import config_errors
 
 # 0.6 gives a group norm in RetinaNet's head one channel, which it refuses; mended in main.
 STOCK_HAS_GROUP_NORM = hasattr(layers, "move_device_like")

@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.data import decoding
 from retinanet_plugin.data.anchor_reach import best_iou, foreground_iou, resized, short_edge
+from retinanet_plugin.data.images import decoding
 
 
 @pytest.fixture(autouse=True)

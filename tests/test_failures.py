@@ -24,8 +24,8 @@ from torch.multiprocessing import ProcessExitedException, start_processes
 from torch.utils.data import DataLoader, Dataset
 
 from retinanet_plugin.engine import in_its_own_words, one_sentence_errors
-from retinanet_plugin.engine.console import keep_tracebacks_off_the_console
-from retinanet_plugin.engine.failures import is_out_of_memory, sentence_of
+from retinanet_plugin.engine.failures.console import keep_tracebacks_off_the_console
+from retinanet_plugin.engine.failures.sentences import is_out_of_memory, sentence_of
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.head import split_anchors
 

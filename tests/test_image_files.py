@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet_plugin.data import header_cache, image_files, many_files
 from retinanet_plugin.data.dataset_facts import DatasetFacts
-from retinanet_plugin.data.decoding import decode_images
 from retinanet_plugin.data.findings import Findings
-from retinanet_plugin.data.image_files import (
+from retinanet_plugin.data.images import header_cache, image_files, many_files
+from retinanet_plugin.data.images.decoding import decode_images
+from retinanet_plugin.data.images.image_files import (
     check_image_files,
     inspect_image_files,
     read_headers,
     without_bad_images,
 )
-from retinanet_plugin.data.image_headers import BadImage, ImageHeader, read_header
-from retinanet_plugin.data.many_files import each_of
-from retinanet_plugin.data.read_image import read_image
+from retinanet_plugin.data.images.image_headers import BadImage, ImageHeader, read_header
+from retinanet_plugin.data.images.many_files import each_of
+from retinanet_plugin.data.images.read_image import read_image
 from retinanet_plugin.errors import UserError
 
 SIZE = (40, 30)

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.mapper import RetinaNetMapper
+from retinanet_plugin.data.loading.mapper import RetinaNetMapper
 
 LAZY = ROOT / "configs/lazy/retinanet_R_50_FPN.py"
 YAML = ROOT / "configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -180,7 +180,7 @@ def train(cfg):
 OWN_CONFIG = """
 from detectron2.config import LazyCall as L
 
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.losses import IoUBoxLoss, giou_loss
 
 from .retinanet_R_50_FPN import dataloader, lr_multiplier, model, optimizer, train

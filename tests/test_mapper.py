@@ -16,9 +16,9 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from retinanet_plugin import UserError
-from retinanet_plugin.data.mapper import RetinaNetMapper
-from retinanet_plugin.data.read_image import read_image
-from retinanet_plugin.data.test_loader import build_test_loader
+from retinanet_plugin.data.images.read_image import read_image
+from retinanet_plugin.data.loading.mapper import RetinaNetMapper
+from retinanet_plugin.data.loading.test_loader import build_test_loader
 
 WIDTH, HEIGHT = 9, 6
 NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8)

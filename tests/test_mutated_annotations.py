@@ -18,9 +18,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from retinanet_plugin import UserError, add_retinanet_config
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.truth import coco_evaluator
 from retinanet_plugin.data.checks import check_datasets
-from retinanet_plugin.data.coco_json import register_coco_json
-from retinanet_plugin.data.truth import coco_evaluator
 
 NAME = "mutated"
 VALUES = [None, True, False, 0, 1, 2, -1, 3.0, 0.5, 1e300, math.nan, math.inf, 10**400, 2**63]

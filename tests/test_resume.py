@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.resume import changed_values, check_run
 from retinanet_plugin.errors import UserError

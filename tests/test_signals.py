@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer, stop_signals
 from retinanet_plugin.engine.signals import Stopped, after_the_step, at_once, has_arrived
 

@@ -13,8 +13,8 @@ import train_net
 from retinanet_plugin.commands.arguments import read_config
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import argument_parser, setup_config
-from retinanet_plugin.engine.config_checks import config_errors, config_warnings
-from retinanet_plugin.engine.output_dir import check_output_dir
+from retinanet_plugin.engine.checks.config_checks import config_errors, config_warnings
+from retinanet_plugin.engine.checks.output_dir import check_output_dir
 from retinanet_plugin.errors import UserError
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")

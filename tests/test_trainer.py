@@ -6,7 +6,7 @@ from conftest import ROOT
 from detectron2.checkpoint import DetectionCheckpointer
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs
 

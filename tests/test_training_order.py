@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.data import samplers as stock_samplers
 
 from retinanet_plugin import add_retinanet_config
-from retinanet_plugin.data.fingerprint import fingerprint
-from retinanet_plugin.data.random_states import seed_generators, unchanged_random_states
-from retinanet_plugin.data.training_order import Restarted, TrainingLoader
+from retinanet_plugin.data.loading.fingerprint import fingerprint
+from retinanet_plugin.data.loading.random_states import seed_generators, unchanged_random_states
+from retinanet_plugin.data.loading.training_order import Restarted, TrainingLoader
 from retinanet_plugin.errors import UserError
 
 SAMPLERS = ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]

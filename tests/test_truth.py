@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from retinanet_plugin import UserError
 from retinanet_plugin.compat import coco_evaluator as stock_evaluator
-from retinanet_plugin.data.coco_json import register_coco_json
-from retinanet_plugin.data.truth import TRUTH_FILE, coco_evaluator
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.truth import TRUTH_FILE, coco_evaluator
 
 
 @pytest.fixture
@@ -156,6 +156,6 @@ def test_a_function_is_asked_again(tmp_path, digits):
 def test_a_folder_that_cannot_be_written(register, tmp_path):
     name, _ = register()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written to .*file/inference"):
+    with pytest.raises(UserError, match="file/inference/.* could not be written"):
         coco_evaluator(name, str(tmp_path / "file/inference"), 100)
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []

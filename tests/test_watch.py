@@ -17,8 +17,8 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.coco_json import register_coco_json
-from retinanet_plugin.data.mapper import RetinaNetMapper
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
+from retinanet_plugin.data.loading.mapper import RetinaNetMapper
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.validation import DetectionCounter, share_reached, validation_losses
 from retinanet_plugin.engine.watch import EarlyStop, EvaluationHook

@@ -19,8 +19,8 @@ from detectron2.modeling import build_model
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer
-from retinanet_plugin.engine.startup_checks import check_weights, check_weights_fit
-from retinanet_plugin.engine.weight_files import read_weights
+from retinanet_plugin.engine.checkpoints.weight_files import read_weights
+from retinanet_plugin.engine.checks.startup_checks import check_weights, check_weights_fit
 from retinanet_plugin.errors import UserError
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")

@@ -7,7 +7,7 @@ one, such as data in COCO's format and another box loss::
 
     from detectron2.config import LazyCall as L
 
-    from retinanet_plugin.data.coco_json import register_coco_json
+    from retinanet_plugin.data.annotations.coco_json import register_coco_json
     from retinanet_plugin.losses import IoUBoxLoss, giou_loss
 
     from .retinanet_R_50_FPN import dataloader, lr_multiplier, model, optimizer, train
@@ -36,8 +36,8 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from retinanet_plugin import FocalLoss, IoUMatcher, ModularRetinaNet, RetinaNetHead
-from retinanet_plugin.data.mapper import RetinaNetMapper
-from retinanet_plugin.data.truth import coco_evaluator
+from retinanet_plugin.data.annotations.truth import coco_evaluator
+from retinanet_plugin.data.loading.mapper import RetinaNetMapper
 from retinanet_plugin.execution import Execution
 from retinanet_plugin.inference import RetinaNetInference
 from retinanet_plugin.losses import SmoothL1BoxLoss

@@ -5,9 +5,9 @@ import argparse
 from detectron2.config import CfgNode
 
 from ..config import load_config
-from ..data.coco_json import register_coco_json
-from ..data.num_classes import take_num_classes
-from ..engine.startup_log import log_on_console
+from ..data.annotations.coco_json import register_coco_json
+from ..data.annotations.num_classes import take_num_classes
+from ..engine.checks.startup_log import log_on_console
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

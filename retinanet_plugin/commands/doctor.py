@@ -16,14 +16,14 @@ from torch import nn
 
 from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
-from ..data.decoding import decode_images
 from ..data.findings import Findings
-from ..data.image_files import ImageFacts, inspect_image_files
+from ..data.images.decoding import decode_images
+from ..data.images.image_files import ImageFacts, inspect_image_files
 from ..engine import Checkpointer, check_model, check_weights
-from ..engine.config_checks import config_errors, config_warnings
-from ..engine.device_checks import check_devices, check_processes
-from ..engine.output_dir import check_output_dir
-from ..engine.startup_checks import check_weights_fit
+from ..engine.checks.config_checks import config_errors, config_warnings
+from ..engine.checks.device_checks import check_devices, check_processes
+from ..engine.checks.output_dir import check_output_dir
+from ..engine.checks.startup_checks import check_weights_fit
 from ..errors import UserError
 from ..report.dataset_report import describe_dataset, resized_boxes, unreached_warnings
 from ..report.training_report import (

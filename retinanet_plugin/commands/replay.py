@@ -14,8 +14,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import load_config
-from ..engine.failure_record import CONFIG, STEP, WEIGHTS
-from ..engine.training_step import StepReport, TrainingStep, run_again
+from ..engine.failures.failure_record import CONFIG, STEP, WEIGHTS
+from ..engine.failures.training_step import StepReport, TrainingStep, run_again
 from ..errors import UserError
 from ..report.tables import table
 

@@ -8,15 +8,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
+from .annotations.coco_format import CocoFile, read_coco, read_content, to_coco_file
+from .annotations.coco_json import CocoJson, describe_source
+from .annotations.dataset_dicts import check_dataset_dicts, check_evaluated, load_dataset_dicts
+from .annotations.stock_loader import check_stock_loader, is_stock_coco
+from .annotations.voc import is_stock_voc, read_voc
 from .box_checks import check_boxes
-from .coco_format import CocoFile, read_coco, read_content, to_coco_file
-from .coco_json import CocoJson, describe_source
-from .dataset_dicts import check_dataset_dicts, check_evaluated, load_dataset_dicts
 from .dataset_facts import DatasetFacts
 from .findings import Findings
 from .set_checks import check_each_set, check_sets_together
-from .stock_loader import check_stock_loader, is_stock_coco
-from .voc import is_stock_voc, read_voc
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
 logger = logging.getLogger(f"detectron2.{__name__}")

@@ -1,10 +1,15 @@
 """Training: Detectron2's trainer, its command line, and what is checked before it starts."""
 
-from .checkpointer import Checkpointer
+from .checkpoints.checkpointer import Checkpointer
+from .checks.startup_checks import (
+    check_before_training,
+    check_model,
+    check_weights,
+    check_weights_fit,
+)
 from .command_line import argument_parser, setup_config
-from .console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
+from .failures.console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
 from .signals import stop_signals
-from .startup_checks import check_before_training, check_model, check_weights, check_weights_fit
 from .trainer import Trainer, inference_folder
 
 __all__ = [

@@ -6,9 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from ..config import load_config
-from ..data.coco_json import register_coco_json
-from ..data.num_classes import NUM_CLASSES_KEY, take_num_classes
-from .startup_log import log_on_console
+from ..data.annotations.coco_json import register_coco_json
+from ..data.annotations.num_classes import NUM_CLASSES_KEY, take_num_classes
+from .checks.startup_log import log_on_console
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -13,9 +13,9 @@ from detectron2.engine.hooks import PreciseBN
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
-from ..data.mapper import RetinaNetMapper
-from ..data.random_states import seed_generators
-from ..data.training_order import Restarted, TrainingLoader
+from ..data.loading.mapper import RetinaNetMapper
+from ..data.loading.random_states import seed_generators
+from ..data.loading.training_order import Restarted, TrainingLoader
 from .resume import (
     check_foreign_optimizer_state,
     check_run,

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.training_order import TrainingLoader
+from ..data.loading.training_order import TrainingLoader
 from ..errors import UserError
 
 logger = logging.getLogger("detectron2.resume")
@@ -31,10 +31,10 @@ def describe_run(
         loader: of the training data.
 
     Returns:
-        dict: ``seed``; ``data``, see :func:`retinanet_plugin.data.fingerprint.fingerprint`, None
-        for the loader of somebody else; ``optimizer``, its type; ``parameters``, the names of what
-        it trains, in its order; ``shapes`` of all parameters by name; ``num_processes`` and
-        ``images_per_batch``.
+        dict: ``seed``; ``data``, see
+        :func:`retinanet_plugin.data.loading.fingerprint.fingerprint`, None for the loader of
+        somebody else; ``optimizer``, its type; ``parameters``, the names of what it trains, in its
+        order; ``shapes`` of all parameters by name; ``num_processes`` and ``images_per_batch``.
     """
     return {
         "seed": seed,

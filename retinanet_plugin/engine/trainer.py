@@ -17,16 +17,16 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.annotations.truth import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
-from ..data.loader_workers import leave_signals_to_main_process
-from ..data.test_loader import build_test_loader
-from ..data.truth import coco_evaluator
+from ..data.loading.loader_workers import leave_signals_to_main_process
+from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from ..meta_arch import ModularRetinaNet
-from .checkpointer import Checkpointer
-from .earlier_checkpoints import prepare_output_dir
-from .failure_record import StepRecorder
+from .checkpoints.checkpointer import Checkpointer
+from .checkpoints.earlier_checkpoints import prepare_output_dir
+from .failures.failure_record import StepRecorder
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .validation import DetectionCounter, bare_model, share_reached, validation_losses
@@ -116,7 +116,7 @@ class Trainer(ResumableTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """See :func:`retinanet_plugin.data.test_loader.build_test_loader`."""
+        """See :func:`retinanet_plugin.data.loading.test_loader.build_test_loader`."""
         loader = build_test_loader(cfg, dataset_name)
         loader.worker_init_fn = leave_signals_to_main_process
         return loader

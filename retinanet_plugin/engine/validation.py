@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
 from ..data.dataset_facts import DatasetFacts
-from ..data.loader_workers import leave_signals_to_main_process
-from ..data.mapper import RetinaNetMapper
-from ..data.test_loader import build_test_loader
+from ..data.loading.loader_workers import leave_signals_to_main_process
+from ..data.loading.mapper import RetinaNetMapper
+from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs
 from ..head import split_anchors
 from ..meta_arch import ModularRetinaNet

@@ -11,7 +11,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from ..data.random_states import unchanged_random_states
+from ..data.loading.random_states import unchanged_random_states
 from .validation import DetectionCounter
 
 logger = logging.getLogger("detectron2.watch")

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
 from ..data.dataset_facts import DatasetFacts
-from ..data.image_files import ImageFacts
+from ..data.images.image_files import ImageFacts
 from .tables import facts as fact_lines
 from .tables import table
 

@@ -10,7 +10,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ..data.read_image import read_image
+from ..data.images.read_image import read_image
 from .label_places import place_labels
 from .matches import in_regions, match_detections
 

@@ -1,0 +1,1 @@
+"""Annotation files and folders, and what they mean."""

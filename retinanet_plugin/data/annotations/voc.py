@@ -1,0 +1,167 @@
+"""Pascal VOC folders, read as Detectron2's loader and evaluation read them."""
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ..findings import Findings, shown
+from .coco_entries import MOST_PIXELS
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_EXPORT = "export the annotations again"
+
+
+class _Problem(Exception):
+    """(kind, what is wrong, remedy)."""
+
+
+def is_stock_voc(name: str, metadata: Any) -> bool:
+    """Whether a registered data set is read by Detectron2's ``load_voc_instances``."""
+    loader = DatasetCatalog[name]
+    is_stock = getattr(loader, "__module__", None) == "detectron2.data.datasets.pascal_voc"
+    return is_stock and all(hasattr(metadata, key) for key in ("dirname", "split", "thing_classes"))
+
+
+def image_list(metadata: Any) -> str:
+    """The path of the file that lists a data set's images."""
+    return os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
+
+
+def read_voc(
+    name: str, metadata: Any, evaluated: bool, findings: Findings
+) -> list[dict[str, Any]] | None:
+    """The dataset dicts that ``load_voc_instances`` makes of a folder.
+
+    Args:
+        name: of the data set.
+        metadata: what is registered for it.
+        evaluated: whether Pascal VOC's evaluation will read the folder too, which needs more.
+        findings: gets an error for each file that either would fail on.
+
+    Returns:
+        None if the list of images cannot be read.
+    """
+    source = f"the image list {image_list(metadata)} of {name}"
+    try:
+        ids = list(_read_ids(image_list(metadata), evaluated))
+    except _Problem as problem:
+        kind, what, remedy = problem.args
+        findings.error(kind, source, what, remedy)
+        return None
+    if evaluated and metadata.get("year") not in (2007, 2012):
+        what = f"the data set is of the year {metadata.get('year')!r}"
+        findings.error("year", source, what, "register it with 2007 or 2012, whose AP is to be")
+    images = []
+    for image_id in ids:
+        path = os.path.join(metadata.dirname, "Annotations", f"{image_id}.xml")
+        try:
+            image = _read_image(path, metadata.thing_classes, evaluated)
+        except _Problem as problem:
+            kind, what, remedy = problem.args
+            findings.error(kind, f"the annotations of {name}", f"{path} {what}", remedy)
+            continue
+        file_name = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
+        images.append({"file_name": file_name, "image_id": image_id, **image})
+    return images
+
+
+def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
+    try:
+        with PathManager.open(path) as f:
+            lines = [line.strip() for line in f.read().splitlines()]
+    except (OSError, ValueError) as error:
+        raise _Problem(
+            "file",
+            f"it cannot be read ({getattr(error, 'strerror', None) or error})",
+            "put Pascal VOC there, or set DETECTRON2_DATASETS to the folder that holds it",
+        ) from error
+    ids = [line for line in lines if line]
+    if len(ids) == 1:
+        # Of one line, numpy makes an array that Detectron2's loader cannot go through.
+        what = "only one image is listed, which Detectron2's loader cannot read"
+        raise _Problem("one image", what, "list two or more images")
+    for number, line in enumerate(lines, 1):
+        what = f"line {number} is {line!r}"
+        if len(line.split()) > 1 or "#" in line:
+            raise _Problem("line", what, "write the name of one image, without .jpg, in each line")
+        if not line and evaluated:
+            raise _Problem("blank line", f"line {number} is empty", "remove it")
+    yield from ids
+
+
+def _read_image(path: str, class_names: list[str], evaluated: bool) -> dict[str, Any]:
+    """Size and annotations of an XML file."""
+    try:
+        with PathManager.open(path) as f:
+            tree = ET.parse(f)
+    except OSError as error:
+        remedy = "add the file, or take the image out of the list"
+        raise _Problem("xml", f"cannot be read ({error.strerror})", remedy) from error
+    except (ET.ParseError, ValueError) as error:
+        raise _Problem("xml syntax", f"is not XML ({error})", _EXPORT) from error
+    image: dict[str, Any] = {}
+    for key in ("height", "width"):
+        size = tree.findtext(f"./size/{key}")
+        if size is None or not size.strip().isdecimal() or int(size) == 0:
+            remedy = "write the pixels of the image file into size"
+            raise _Problem("size", f"has {key} {shown(size)} in its size", remedy)
+        image[key] = int(size)
+    objects = tree.findall("object")
+    image["annotations"] = [
+        _read_object(number, found, class_names, evaluated)
+        for number, found in enumerate(objects, 1)
+    ]
+    return image
+
+
+def _read_object(
+    number: int, found: ET.Element, class_names: list[str], evaluated: bool
+) -> dict[str, Any]:
+    name = found.findtext("name")
+    if name not in class_names:
+        what = f"has an object {number} of the class {shown(name)}, which the data set lacks"
+        remedy = "correct the name, or register the data with its own class_names"
+        raise _Problem("class", what, remedy)
+    texts = [found.findtext(f"bndbox/{key}") for key in _CORNERS]
+    try:
+        x1, y1, x2, y2 = (float(text or "") for text in texts)
+    except ValueError:
+        x1 = y1 = x2 = y2 = float("nan")
+    # The first pixel is 1, and the last one belongs to the box.
+    bbox = [x1 - 1, y1 - 1, x2, y2]
+    if not all(abs(x) < MOST_PIXELS for x in bbox) or bbox[2] < bbox[0] or bbox[3] < bbox[1]:
+        what = f"has an object {number} ({name}) with the bndbox {shown(texts)}"
+        raise _Problem("bndbox", what, "write xmin, ymin, xmax, ymax in pixels")
+    if evaluated:
+        _check_evaluated(number, found, name)
+    return {
+        "bbox": bbox,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": class_names.index(name),
+    }
+
+
+def _check_evaluated(number: int, found: ET.Element, name: str) -> None:
+    """What Pascal VOC's evaluation reads beside, all as integers."""
+    for key in ("pose", "truncated", "difficult", *(f"bndbox/{corner}" for corner in _CORNERS)):
+        text = found.findtext(key)
+        if text is None or (key != "pose" and not _is_integer(text)):
+            key = key.removeprefix("bndbox/")
+            what = f"has an object {number} ({name}) with {key} {shown(text)}"
+            remedy = f"Pascal VOC's evaluation needs {key}: write it"
+            if key != "pose":
+                remedy += " as an integer"
+            raise _Problem(key, what, remedy)
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Image files: read, and looked at before they are needed."""

@@ -1,0 +1,234 @@
+"""The image files of data sets: what is wrong with them, found from their headers."""
+
+import logging
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.config import CfgNode
+from PIL import Image
+
+from ..dataset_facts import DatasetFacts
+from ..findings import Findings, shown
+from .header_cache import HeaderCache, large_folders, stamp
+from .image_headers import BadImage, ImageHeader, read_header
+from .many_files import each_of
+
+logger = logging.getLogger("detectron2.image_files")
+
+_SKIP = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
+# What Detectron2's reading makes of a mode where that is not what a viewer shows.
+_CHANGED_MODES = {
+    "CMYK": "has the colours of print (CMYK), which become other colours than in a viewer",
+    "F": "has 32-bit floats, which are read only if they are those of 8 bits, 0 to 255",
+    "I": "has 32-bit integers, which are read only if they are those of 8 bits, 0 to 255",
+}
+
+
+@dataclass
+class ImageFacts:
+    """What the headers of a data set's images say.
+
+    ``sizes`` are width and height of each image as it is read; NaN where that is not known.
+    """
+
+    num_images: int = 0
+    bad: dict[int, str] = field(default_factory=dict)  # why, by the image's index
+    num_remote: int = 0  # not files of this machine: not looked at
+    modes: Counter[str] = field(default_factory=Counter)  # of Pillow
+    sizes: list[tuple[float, float]] = field(default_factory=list)
+    num_turned: int = 0  # by EXIF
+    num_transparent: int = 0
+    num_animated: int = 0
+
+
+def read_headers(files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
+    """The headers of image files, in their order; of files that did not change, from a cache.
+
+    Args:
+        files: paths; those with a scheme (``s3://...``) are not looked at: None.
+    """
+    headers: dict[str, ImageHeader | BadImage] = {}
+    local = list(dict.fromkeys(file for file in files if "://" not in file))
+    # Stamps come first: a file that changes after this does not have the stamp that is kept.
+    stamps = dict(zip(local, each_of(stamp, local, "looking up images")))
+    caches = [HeaderCache(folder) for folder in large_folders(local)]
+    for cache in caches:
+        headers.update(cache.headers_of(stamps))
+    new = [file for file in local if file not in headers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about sizes, and EXIF that it cannot read
+        headers.update(zip(new, each_of(read_header, new, "reading headers of images")))
+    for cache in caches:
+        cache.add(stamps, {file: headers[file] for file in new})
+    return [headers.get(file) for file in files]
+
+
+def check_image_files(datasets: dict[str, DatasetFacts], cfg: CfgNode) -> None:
+    """Refuse image files that cannot be read or are not of their annotations' size; warn of others.
+
+    Args:
+        datasets: of :func:`retinanet_plugin.data.checks.check_datasets`.
+        cfg: of the training or evaluation.
+
+    Raises:
+        UserError: the first error, with the number of others.
+    """
+    findings, _ = inspect_image_files(datasets, cfg)
+    for warning in findings.warnings.values():
+        logger.warning(str(warning))
+    findings.raise_errors()
+
+
+def inspect_image_files(
+    datasets: dict[str, DatasetFacts], cfg: CfgNode
+) -> tuple[Findings, dict[str, ImageFacts]]:
+    """Read the headers of all images of data sets.
+
+    Args:
+        datasets: by their names.
+        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, bad images are warnings instead of errors.
+
+    Returns:
+        what Detectron2 would choke on, or read as something else than meant; and of each data set
+        what its images are.
+    """
+    findings = Findings()
+    facts = {name: _inspect(dataset, cfg, findings) for name, dataset in datasets.items()}
+    return findings, facts
+
+
+def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFacts:
+    facts = ImageFacts(dataset.num_images)
+    source = f"the images of {dataset.name}"
+    skips = cfg.DATASETS.SKIP_BAD_IMAGES
+    left_out = left_out_remedy(dataset.name, cfg)
+    headers = read_headers([image["file_name"] for image in dataset.images])
+    for index, (image, header) in enumerate(zip(dataset.images, headers)):
+        facts.sizes.append((math.nan, math.nan))
+        if header is None:
+            facts.num_remote += 1
+            continue
+        bad = bad_image(image, header)
+        if bad is not None:
+            facts.bad[index] = bad.reason
+            example = f"{_name(image)} {bad.reason}"
+            if skips:
+                findings.warn(bad.kind, source, example, left_out)
+            else:
+                findings.error(bad.kind, source, example, f"{bad.remedy}, {_SKIP}")
+        if isinstance(header, ImageHeader):
+            _note(facts, header)
+            _warn_of_changes(findings, source, image, header)
+    if skips and 0 < len(facts.bad) == facts.num_images:
+        findings.error("all bad", source, "none of them can be used", "see the warnings")
+    return facts
+
+
+def left_out_remedy(name: str, cfg: CfgNode) -> str:
+    """What is said of an image that DATASETS.SKIP_BAD_IMAGES leaves out of a data set."""
+    if name in cfg.DATASETS.TEST:
+        return "it is left out, and evaluation counts its objects as not found"
+    return "it is left out"
+
+
+def bad_image(image: dict[str, Any], header: ImageHeader | BadImage) -> BadImage | None:
+    """What makes an image useless: its file, or a size that its annotations are not of.
+
+    Args:
+        image: a record of a data set.
+        header: of its file.
+    """
+    if isinstance(header, BadImage):
+        return header
+    width, height = image.get("width", header.width), image.get("height", header.height)
+    if (width, height) == (header.width, header.height):
+        return None
+    its_size = f"{header.width} x {header.height} pixels"
+    said = f"width {shown(width)} and height {shown(height)}"
+    if header.orientation >= 5 and (height, width) == (header.width, header.height):
+        return BadImage(
+            "turned",
+            f"has {said} in its annotations, but its EXIF orientation {header.orientation} turns "
+            f"it to {its_size} when it is read",
+            f"write width {header.width} and height {header.height} and turn its boxes, or save "
+            "the image without EXIF",
+        )
+    return BadImage(
+        "size",
+        f"has {its_size}, but {said} in its annotations",
+        f"write width {header.width} and height {header.height} if its boxes are of this image, "
+        "or put the right file there",
+    )
+
+
+def _warn_of_changes(
+    findings: Findings, source: str, image: dict[str, Any], header: ImageHeader
+) -> None:
+    changed = _CHANGED_MODES.get(header.mode)
+    if changed:
+        findings.warn(header.mode, source, f"{_name(image)} {changed}", "convert it to RGB")
+    if header.is_transparent:
+        findings.warn(
+            "transparent",
+            source,
+            f"{_name(image)} may be transparent, where it is read in the colour beneath",
+            "draw it on a background if it is",
+        )
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and header.width * header.height > limit:
+        findings.warn(
+            "huge",
+            source,
+            f"{_name(image)} is huge, {header.width} x {header.height} pixels, of which Pillow "
+            f"warns, and which it refuses from {2 * limit:,} pixels",
+            "cut it into tiles or make it smaller",
+        )
+
+
+def _note(facts: ImageFacts, header: ImageHeader) -> None:
+    facts.modes[header.mode] += 1
+    facts.sizes[-1] = (header.width, header.height)
+    facts.num_turned += header.orientation > 1
+    facts.num_transparent += header.is_transparent
+    facts.num_animated += header.is_animated
+
+
+def without_bad_images(images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
+    """Records of data sets that a loader can use.
+
+    Args:
+        images: the records; ``width`` and ``height`` are added where they are missing.
+        cfg: with ``DATASETS.SKIP_BAD_IMAGES``, images that are bad by their headers are left out,
+            counted and named in a warning.
+
+    Returns:
+        ``images``, or those that are left.
+    """
+    skip_bad = cfg.DATASETS.SKIP_BAD_IMAGES
+    if not skip_bad and all("width" in x and "height" in x for x in images):
+        return images
+    good, bad = [], []
+    for image, header in zip(images, read_headers([os.fspath(x["file_name"]) for x in images])):
+        problem = None if header is None else bad_image(image, header)
+        if isinstance(header, ImageHeader):
+            image.setdefault("width", header.width)
+            image.setdefault("height", header.height)
+        if problem is None or not skip_bad:
+            good.append(image)
+        else:
+            bad.append(f"{_name(image)} {problem.reason}")
+    if bad:
+        logger.warning(
+            f"{len(bad):,} of {len(images):,} images are left out, as DATASETS.SKIP_BAD_IMAGES "
+            f"asks; the first: {bad[0]}"
+        )
+    return good
+
+
+def _name(image: dict[str, Any]) -> str:
+    return f"image {shown(image.get('image_id'))} ({image['file_name']})"

@@ -1,0 +1,95 @@
+"""From a record of a data set to what the model takes: image, boxes, regions to ignore."""
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import transform_instance_annotations
+from detectron2.structures import Boxes
+
+from ...errors import UserError
+from ..images.read_image import read_image
+
+logger = logging.getLogger(f"detectron2.{__name__}")
+
+
+class RetinaNetMapper(DatasetMapper):
+    """Detectron2's mapper, with the pictures of
+    :func:`retinanet_plugin.data.images.read_image.read_image` and, in training, the regions that
+    are to be ignored.
+
+    Called with a record of Detectron2's data sets, it returns what ``DatasetMapper`` does and,
+    where an image has annotations with ``iscrowd`` 1, ``ignore_boxes``: their ``Boxes`` (I, 4), in
+    the pixels of ``image`` and inside it. For the losses on data that is not augmented::
+
+        RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, skip_bad_images: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            is_train: whether annotations are wanted.
+            skip_bad_images: an image that cannot be read is None, named in the log once by each
+                process that loads data; otherwise it is a ``UserError``.
+            kwargs: of ``DatasetMapper``.
+        """
+        super().__init__(is_train, **kwargs)
+        self.skip_bad_images = skip_bad_images
+        self.bad_images: set[str] = set()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, is_train),
+            "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Raises:
+            UserError: see :func:`retinanet_plugin.data.images.read_image.read_image`.
+        """
+        record = copy.deepcopy(dataset_dict)  # it is changed below
+        try:
+            image = read_image(record, self.image_format)
+        except UserError as error:
+            if not self.skip_bad_images:
+                remedy = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
+                raise UserError(f"{error}, {remedy}") from error
+            self._skip(record["file_name"], error)
+            return None
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, image.shape[:2])
+        return record
+
+    def _transform_annotations(
+        self, record: dict[str, Any], transforms: T.TransformList, image_shape: tuple[int, int]
+    ) -> None:
+        boxes = [
+            transform_instance_annotations(
+                {key: a[key] for key in ("bbox", "bbox_mode")}, transforms, image_shape
+            )["bbox"]
+            for a in record["annotations"]
+            if a.get("iscrowd", 0) != 0  # which Detectron2 drops
+        ]
+        if boxes:
+            regions = Boxes(torch.as_tensor(np.stack(boxes), dtype=torch.float32))
+            record["ignore_boxes"] = regions[regions.nonempty()]
+        super()._transform_annotations(record, transforms, image_shape)
+
+    def _skip(self, file_name: str, error: UserError) -> None:
+        if file_name not in self.bad_images:
+            self.bad_images.add(file_name)
+            logger.warning(f"left out, number {len(self.bad_images)} of this process: {error}")

@@ -1,0 +1,225 @@
+"""Checkpoints that are whole, hold plain values alone, and are enough to go on or to predict."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from ...errors import UserError
+from ...whole_files import write_whole_file
+from .checkpoint_contents import class_names_of, describe_training, other_pixels, plain
+from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
+from .weight_files import UnreadableError, read_checkpoint, read_weights
+from .weight_report import WeightReport
+
+logger = logging.getLogger("detectron2.checkpointer")
+
+_GO_ON = ", and go on from the last checkpoint with --resume"
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer; of its files, each is whole at any moment or not there.
+
+    Beside what Detectron2 saves, a file holds what predicting needs: ``class_names``,
+    ``preprocessing``, ``config`` (text of YAML), and ``versions``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: its weights are saved and loaded, of a wrapper (DDP) those of the model in it.
+            save_dir: a folder; "" for none.
+            cfg: what the model was built from, saved with it; ``SOLVER.CHECKPOINT_MAX_TO_KEEP`` is
+                read from it.
+            save_to_disk: default: in the first process alone.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``, of plain values.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.cfg = cfg
+        self.best_metric = -math.inf
+        self._newest: str | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth, which ``--resume`` then takes; remove the oldest periodic ones.
+
+        Args:
+            name: of the file, without ``.pth``.
+            kwargs: plain values to save too.
+
+        Raises:
+            UserError: it cannot be written. All older files are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        path = self._write(name, {**states, **kwargs})
+        self.tag_last_checkpoint(os.path.basename(path))
+        self._newest = path
+        self._remove_oldest(path)
+
+    def save_best(self, metric: float) -> bool:
+        """Write the weights to model_best.pth if ``metric`` is higher than ever in this training.
+
+        It is to predict with: ``--resume`` never goes on from it.
+
+        Returns:
+            bool: whether it was higher; NaN never is.
+
+        Raises:
+            UserError: see :meth:`save`.
+        """
+        if not metric > self.best_metric:
+            return False
+        self.best_metric = float(metric)
+        if self.save_dir and self.save_to_disk:
+            self._write("model_best", {"best_metric": self.best_metric})
+        return True
+
+    def load(
+        self,
+        path: str,
+        checkpointables: list[str] | None = None,
+        source: str = "MODEL.WEIGHTS",
+    ) -> dict[str, Any]:
+        """Load weights, and the states of ``checkpointables`` (default: all that are there).
+
+        Args:
+            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it;
+                "": none.
+            checkpointables: names; None: all.
+            source: what names the file, for messages.
+
+        Returns:
+            dict: what else the file holds.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: all weights are new")
+            return {}
+        report, checkpoint = self.load_model(path, source)
+        logger.log(logging.WARNING if report.is_suspicious else logging.INFO, str(report))
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        return checkpoint
+
+    def load_model(
+        self, path: str, source: str = "MODEL.WEIGHTS"
+    ) -> tuple[WeightReport, dict[str, Any]]:
+        """Load weights into the model and say nothing.
+
+        Args:
+            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it.
+            source: what names the file, for the report.
+
+        Returns:
+            what came of it, and what else the file holds.
+
+        Raises:
+            UserError: the file cannot be read, or fits in more ways than one.
+        """
+        checkpoint = read_weights(path, source)
+        pixels = other_pixels(checkpoint, self.cfg) if self.cfg else []
+        # Of these loggers, a line for each name; the report has the names in short.
+        with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
+            try:
+                incompatible = self._load_model(checkpoint)
+            except (ValueError, TypeError, AssertionError, LookupError) as error:
+                raise UserError(
+                    f"{source} {path} cannot be matched with the model's names ({error}): give "
+                    "weights of this model or of its backbone"
+                ) from error
+        class_names = checkpoint.get("class_names") or ()
+        data_class_names = self._class_names()
+        report = WeightReport.of(
+            f"{source} {path}", self.model, incompatible, class_names, data_class_names, pixels
+        )
+        return report, checkpoint
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the newest whole checkpoint; if there is none, load the weights of ``path``.
+
+        Raises:
+            UserError: see :meth:`load` and :func:`find_checkpoint`.
+        """
+        found = self.get_checkpoint_file() if resume else ""
+        if not found:
+            if resume:
+                logger.info(f"no checkpoint in {self.save_dir} to go on from: a new training")
+            return self.load(path, checkpointables=[])
+        self.best_metric = self._saved_best_metric()
+        return self.load(found, source="the checkpoint")
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that ``--resume`` takes, "" for none; see :func:`find_checkpoint`."""
+        if self._newest is None:
+            self._newest = find_checkpoint(self.save_dir) or ""
+        return self._newest
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_whole_file(path, lambda file: file.write(last_filename_basename.encode()), _GO_ON)
+
+    def _write(self, name: str, more: dict[str, Any]) -> str:
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        content = {
+            "model": self.model.state_dict(),
+            **plain(more, "checkpoint"),
+            **(describe_training(self.cfg) if self.cfg else {}),
+        }
+        logger.info(f"Saving checkpoint to {path}")
+        write_whole_file(path, lambda file: torch.save(content, file), _GO_ON)
+        return path
+
+    def _remove_oldest(self, newest: str) -> None:
+        most = self.cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP if self.cfg else 0
+        if most > 0:
+            for path in periodic_checkpoints(self.save_dir)[:-most]:
+                if path != newest:
+                    os.unlink(path)
+
+    def _class_names(self) -> list[str]:
+        if self.cfg is None:
+            return []
+        # An evaluation does not read DATASETS.TRAIN, which may be any by then.
+        return class_names_of(self.cfg.DATASETS.TEST or self.cfg.DATASETS.TRAIN)
+
+    def _saved_best_metric(self) -> float:
+        path = os.path.join(self.save_dir, "model_best.pth")
+        try:
+            best = read_checkpoint(path, only_header=True).get("best_metric")
+        except UnreadableError:
+            return -math.inf
+        return float(best) if isinstance(best, float) else -math.inf
+
+
+@contextlib.contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    for each in loggers:
+        each.disabled = True
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.disabled = False

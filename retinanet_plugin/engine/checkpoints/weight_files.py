@@ -1,0 +1,276 @@
+"""Reading weights from files of many makers, of which none can run code here."""
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import TORCH_VERSION
+
+from ...errors import UserError
+from ...whole_files import write_whole_file
+from .safe_pickle import NOT_CODE, ArrayUnpickler, UnreadableError, numpy_globals
+
+# Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
+NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
+
+
+def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
+    """Read weights as Detectron2 does, without running what a file may carry.
+
+    Args:
+        path: as in ``MODEL.WEIGHTS``: a file, or an address such as ``https://`` and
+            ``detectron2://``, perhaps with ``?matching_heuristics=True`` behind it. Files of
+            PyTorch, ``.safetensors``, pickles of Detectron2's and Caffe2's zoos, pycls' ``.pyth``.
+        source: what names the file, for errors.
+
+    Returns:
+        dict: ``model`` (dict of tensors or arrays), and what else the file holds; with
+        ``matching_heuristics`` if the names are to be matched with a model's.
+
+    Raises:
+        UserError: the file is missing, damaged, holds something else, or would run code.
+    """
+    path, uses_heuristics = without_query(path)
+    try:
+        checkpoint = _read(_local_file(path), os.path.splitext(path.partition("?")[0])[1])
+        _check_arrays(checkpoint["model"])
+    except UnreadableError as error:
+        raise UserError(f"{source} {path} {error}") from error
+    if uses_heuristics:
+        checkpoint["matching_heuristics"] = True
+    return checkpoint
+
+
+def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
+    """Read a file of ``torch.save`` into the memory of the CPU.
+
+    Args:
+        path: a local file.
+        only_header: tensors stay on the disk until they are used, and are not checked.
+
+    Raises:
+        UnreadableError: it is missing, damaged, or holds more than tensors and plain values.
+    """
+    with open_file(path) as file:
+        start = file.read(64)
+        _check_start(start)
+    is_zip = start.startswith(b"PK")
+    try:
+        if is_zip and not only_header:
+            _check_sums(path)
+        with _numbers_of_numpy():
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file, torch and zipfile raise nearly anything
+        raise UnreadableError(_why_not_loaded(error)) from error
+    if not isinstance(loaded, dict):
+        raise UnreadableError(f"holds a {type(loaded).__name__} and no weights by name: correct it")
+    return loaded
+
+
+def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
+    """Write ``model`` and :data:`NOTES` of a checkpoint to ``path``, .safetensors or .pth.
+
+    Raises:
+        UserError: another kind of file, or it cannot be written.
+    """
+    notes = {key: checkpoint[key] for key in NOTES if key in checkpoint}
+    tensors = {key: torch.as_tensor(x) for key, x in checkpoint["model"].items()}
+    if path.endswith(".safetensors"):
+        save = _safetensors().torch.save
+        # Safetensors refuses tensors that share memory.
+        tensors = {key: x.detach().cpu().clone().contiguous() for key, x in tensors.items()}
+        texts = {key: json.dumps(value, default=str) for key, value in notes.items()}
+        write_whole_file(path, lambda file: file.write(save(tensors, metadata=texts)))
+    elif path.endswith(".pth"):
+        write_whole_file(path, lambda file: torch.save({"model": tensors, **notes}, file))
+    else:
+        raise UserError(f"weights can be written as .safetensors or .pth, not {path}: rename it")
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """Open a local file to read it.
+
+    Raises:
+        UnreadableError: it cannot be opened or read.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableError(f"cannot be read ({reason}): correct the path") from error
+
+
+def without_query(path: str) -> tuple[str, bool]:
+    """``path`` without ``matching_heuristics``, and whether that is asked for."""
+    if "?" not in path or os.path.isfile(path):
+        return path, False
+    address, _, query = path.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    uses_heuristics = options.pop("matching_heuristics", "False") == "True"
+    return address + ("?" + urlencode(options) if options else ""), uses_heuristics
+
+
+def _local_file(path: str) -> str:
+    """Files of the web are fetched into the cache once."""
+    try:
+        return PathManager.get_local_path(path)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableError(
+            f"cannot be fetched ({reason}): download the file and set MODEL.WEIGHTS to its path"
+        ) from error
+
+
+def _read(path: str, suffix: str) -> dict[str, Any]:
+    if suffix == ".safetensors":
+        return _read_safetensors(path)
+    with open_file(path) as file:
+        start = file.read(64)
+    if suffix == ".pkl" and not start.startswith(b"PK"):
+        _check_start(start)
+        return _read_pickle(path)
+    loaded = read_checkpoint(path)
+    if suffix == ".pyth":
+        return _from_pycls(loaded)
+    if "model" not in loaded:
+        loaded = {"model": loaded}
+    return loaded
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    with open_file(path) as file:
+        _check_start(file.read(64))
+    library = _safetensors()
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (library.SafetensorError, ValueError, KeyError) as error:
+        raise UnreadableError(
+            f"is damaged, or no file of Safetensors ({' '.join(str(error).split())}): copy it anew"
+        ) from error
+    return {"model": tensors, **_notes_of(texts)}
+
+
+def _notes_of(texts: dict[str, str]) -> dict[str, Any]:
+    notes = {}
+    for key in NOTES:
+        if key in texts:
+            # Metadata of other programs may have one of these names and be no JSON.
+            with contextlib.suppress(ValueError):
+                notes[key] = json.loads(texts[key])
+    return notes
+
+
+def _safetensors() -> Any:
+    """The package, which is not installed everywhere."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError("files of Safetensors need a package: pip install safetensors") from error
+    return safetensors
+
+
+def _read_pickle(path: str) -> dict[str, Any]:
+    with open_file(path) as file:
+        try:
+            data = ArrayUnpickler(file, encoding="latin1").load()
+        except (MemoryError, UnreadableError):
+            raise
+        except Exception as error:  # of a damaged pickle, nearly anything is raised
+            reason = " ".join(str(error).split())
+            raise UnreadableError(
+                f"is damaged, or no pickle ({reason}): copy or download it anew"
+            ) from error
+    if not isinstance(data, dict):
+        raise UnreadableError(f"holds a {type(data).__name__} and no weights by name: correct it")
+    if "model" in data and "__author__" in data:  # of Detectron2's zoo
+        return data
+    data = data.get("blobs", data)  # detectors of Caffe2 have them, ImageNet's networks do not
+    data = {key: x for key, x in data.items() if not str(key).endswith("_momentum")}
+    return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _from_pycls(loaded: dict[str, Any]) -> dict[str, Any]:
+    if "model_state" not in loaded:
+        raise UnreadableError("has no 'model_state', as files of pycls do: rename it to .pth")
+    state = loaded["model_state"]
+    state = {key: x for key, x in state.items() if not key.endswith("num_batches_tracked")}
+    return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _numbers_of_numpy() -> contextlib.AbstractContextManager[None]:
+    if TORCH_VERSION < (2, 6):  # which knows no other names: such files are refused
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals(numpy_globals())
+
+
+def _check_start(start: bytes) -> None:
+    """Name what is often found in place of weights."""
+    if not start:
+        raise UnreadableError("is empty (0 bytes): copy or download it anew")
+    if start.lstrip()[:1] == b"<":
+        raise UnreadableError("is a page of the web and no weights: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnreadableError("is a pointer of Git LFS and no weights: run git lfs pull")
+
+
+def _check_sums(path: str) -> None:
+    """Find bytes that changed: PyTorch does not look at the sums that it writes."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.CRC for entry in archive.infolist()):  # writing them can be turned off
+            damaged = archive.testzip()
+            if damaged:
+                raise UnreadableError(
+                    f"is damaged (the check sum of {damaged} is another): take another checkpoint "
+                    "or copy it anew"
+                )
+
+
+def _why_not_loaded(error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    message = " ".join(str(error).split())
+    foreign = re.search(r"GLOBAL ([\w.]*\w)", message)
+    if foreign:
+        return (
+            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
+        )
+    if "TorchScript" in message:
+        return (
+            "is a program of TorchScript and no weights by name: give the checkpoint that it was "
+            "made from"
+        )
+    if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
+        return "is cut off or damaged: take another checkpoint or copy it anew"
+    return "is damaged, or holds no weights: take another checkpoint or copy it anew"
+
+
+def _check_arrays(model: Any) -> None:
+    if not isinstance(model, dict) or not model:
+        raise UnreadableError("holds no weights by name: give the file of a model's state_dict")
+    for key, x in model.items():
+        # A number of numpy is an array without dimensions.
+        x = model[key] = np.asarray(x) if isinstance(x, np.generic) else x
+        is_numbers = isinstance(x, torch.Tensor) or (
+            isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
+        )
+        if not isinstance(key, str) or not is_numbers:
+            raise UnreadableError(
+                f"holds a {type(x).__name__} as {key!r} where weights should be: save the model's "
+                "state_dict under the name 'model'"
+            )

@@ -1,0 +1,61 @@
+"""All that is checked of a config before anything is read or built."""
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from ...config import check_config
+from ...errors import UserError
+from .config_conflicts import conflict_errors, conflict_warnings
+from .config_probes import probe_errors, solver_errors
+from .config_values import value_errors
+
+logger = logging.getLogger("detectron2.config")
+
+
+def config_errors(cfg: CfgNode, training: bool = True) -> list[str]:
+    """A sentence for each mistake in a config; empty: there is none.
+
+    Args:
+        cfg: of :func:`retinanet_plugin.config.load_config`.
+        training: whether the keys that only training reads count, too.
+    """
+    try:
+        check_config(cfg)
+    except UserError as error:
+        return [str(error)]
+    # Each needs what the one before it has found right.
+    for check in (value_errors, probe_errors, conflict_errors, solver_errors):
+        errors = list(check(cfg, training))
+        if errors:
+            return errors
+    return []
+
+
+def config_warnings(cfg: CfgNode, training: bool = True) -> list[str]:
+    """A sentence for what is probably not meant; of a config without :func:`config_errors`."""
+    return list(conflict_warnings(cfg, training))
+
+
+def check_values(cfg: CfgNode, training: bool = True, num_processes: int = 1) -> None:
+    """Log the warnings of a config.
+
+    Args:
+        cfg, training: see :func:`config_errors`.
+        num_processes: that train together.
+
+    Raises:
+        UserError: its first error, and how many others there are.
+    """
+    errors = config_errors(cfg, training)
+    if not errors and training and cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        # Batch, rate and periods become others with another number of processes.
+        cfg = DefaultTrainer.auto_scale_workers(cfg, num_processes)
+        errors = config_errors(cfg, training)
+    if errors:
+        more = len(errors) - 1
+        count = f" ({more} more mistakes: python -m retinanet_plugin doctor lists them)"
+        raise UserError(errors[0] + (count if more else ""))
+    for warning in config_warnings(cfg, training):
+        logger.warning(warning)

@@ -1,0 +1,220 @@
+"""Keys of a config that do not go together, or are probably not meant."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+
+from .config_probes import num_channels
+from .config_values import flattened
+
+_BGR_MEAN, _BGR_STD = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395)
+# What other models read and RetinaNet does not.
+_OF_OTHER_MODELS = (
+    "MODEL.ROI_",
+    "MODEL.RPN.",
+    "MODEL.PROPOSAL_GENERATOR.",
+    "MODEL.SEM_SEG_HEAD.",
+    "MODEL.PANOPTIC_FPN.",
+    "DATASETS.PROPOSAL_FILES_",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+)
+
+
+def conflict_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
+    """A sentence for each two keys that cannot both be meant.
+
+    Args:
+        cfg: with values that :func:`retinanet_plugin.engine.checks.config_values.value_errors` and
+            :func:`retinanet_plugin.engine.checks.config_probes.probe_errors` accept.
+        training: whether the keys that only training reads count, too.
+    """
+    yield from _pixel_errors(cfg)
+    expected = cfg.TEST.EXPECTED_RESULTS
+    if expected and len(cfg.DATASETS.TEST) != 1:
+        yield (
+            f"TEST.EXPECTED_RESULTS is {expected} but DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)} data sets: give one, or empty TEST.EXPECTED_RESULTS"
+        )
+    if training:
+        yield from _training_errors(cfg)
+
+
+def _pixel_errors(cfg: CfgNode) -> Iterator[str]:
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    channels = num_channels(cfg)
+    for key, values in (("MODEL.PIXEL_MEAN", mean), ("MODEL.PIXEL_STD", std)):
+        if len(values) != channels:
+            yield (
+                f"{key} has {len(values)} values but images of INPUT.FORMAT {cfg.INPUT.FORMAT} "
+                f"have {channels} channels: give one value for each"
+            )
+    if all(0 < value < 1 for value in mean) or any(value < 1 for value in std):
+        yield (
+            f"MODEL.PIXEL_MEAN is {mean} and MODEL.PIXEL_STD {std}, for pixels from 0 to 1, but "
+            "Detectron2's go from 0 to 255: multiply them by 255"
+        )
+
+
+def _training_errors(cfg: CfgNode) -> Iterator[str]:
+    solver, size = cfg.SOLVER, cfg.INPUT
+    if solver.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        yield (
+            f"SOLVER.AMP.ENABLED is True, which needs CUDA, but MODEL.DEVICE is "
+            f"{cfg.MODEL.DEVICE}: set SOLVER.AMP.ENABLED False (or MODEL.RETINANET.BFLOAT16 True)"
+        )
+    if _is_reversed_mean(cfg):
+        wanted = sorted(_BGR_MEAN, reverse=size.FORMAT == "RGB")
+        yield (
+            f"INPUT.FORMAT is {size.FORMAT} but MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is in the "
+            f"order of {'BGR' if size.FORMAT == 'RGB' else 'RGB'}: set MODEL.PIXEL_MEAN "
+            f"{wanted}, and MODEL.PIXEL_STD in the same order"
+        )
+    if size.MIN_SIZE_TRAIN_SAMPLING == "range" and len(size.MIN_SIZE_TRAIN) != 2:
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is 'range' but INPUT.MIN_SIZE_TRAIN is "
+            f"{size.MIN_SIZE_TRAIN}: give the smallest and the largest size, such as (640, 800)"
+        )
+    if size.MIN_SIZE_TRAIN_SAMPLING == "range" and list(size.MIN_SIZE_TRAIN) != sorted(
+        size.MIN_SIZE_TRAIN
+    ):
+        yield f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}: write the smaller size first"
+    if size.CROP.ENABLED:
+        yield from _crop_errors(size.CROP)
+    if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
+        yield (
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which SOLVER.REFERENCE_WORLD_SIZE "
+            f"{solver.REFERENCE_WORLD_SIZE} does not divide: choose a multiple of it"
+        )
+    if solver.NESTEROV and not solver.MOMENTUM:
+        yield "SOLVER.NESTEROV is True but SOLVER.MOMENTUM is 0: set a momentum, such as 0.9"
+    if (
+        solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+        and solver.get("BASE_LR_END", 0) > solver.BASE_LR
+    ):
+        yield (
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}, above SOLVER.BASE_LR {solver.BASE_LR}: "
+            "choose a smaller one, such as 0.0"
+        )
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_ITER in solver.STEPS:
+        yield (
+            f"SOLVER.STEPS is {solver.STEPS} and has SOLVER.MAX_ITER, {solver.MAX_ITER}, where "
+            "nothing is trained any more: take it out"
+        )
+    patience = cfg.TEST.EARLY_STOP_PATIENCE
+    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        yield (
+            f"TEST.EARLY_STOP_PATIENCE is {patience} but nothing is evaluated during training: "
+            "set TEST.EVAL_PERIOD and DATASETS.TEST, or TEST.EARLY_STOP_PATIENCE 0"
+        )
+
+
+def _crop_errors(crop: CfgNode) -> Iterator[str]:
+    relative = crop.TYPE.startswith("relative")
+    is_size = (lambda x: 0 < x <= 1) if relative else (lambda x: x >= 1 and float(x).is_integer())
+    sizes = crop.SIZE
+    if len(sizes) != 2 or not all(isinstance(x, (int, float)) and is_size(x) for x in sizes):
+        right = "two shares above 0, up to 1" if relative else "two whole numbers of pixels"
+        yield f"INPUT.CROP.SIZE is {sizes} but INPUT.CROP.TYPE {crop.TYPE}: write {right}"
+
+
+def _is_reversed_mean(cfg: CfgNode) -> bool:
+    order = {"BGR": _BGR_MEAN[::-1], "RGB": _BGR_MEAN}.get(cfg.INPUT.FORMAT)
+    mean = cfg.MODEL.PIXEL_MEAN
+    return order is not None and len(mean) == 3 and all(map(_is_near, mean, order))
+
+
+def _is_near(value: float, other: float) -> bool:
+    return math.isclose(value, other, abs_tol=1.0)
+
+
+def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
+    """A sentence for what is allowed and probably not meant; see :func:`conflict_errors`."""
+    unread = _set_for_other_models(cfg)
+    if unread:
+        more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
+        yield f"RetinaNet does not read {', '.join(unread[:4])}{more}, which the config sets"
+    if cfg.INPUT.MIN_SIZE_TEST > cfg.INPUT.MAX_SIZE_TEST:
+        yield (
+            f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, above INPUT.MAX_SIZE_TEST "
+            f"{cfg.INPUT.MAX_SIZE_TEST}, which alone decides the size of images"
+        )
+    if not training and _is_reversed_mean(cfg):
+        yield (
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT} but MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is "
+            "in the other order"
+        )
+    if training:
+        yield from _training_warnings(cfg)
+        yield from _weight_warnings(cfg)
+
+
+def _set_for_other_models(cfg: CfgNode) -> list[str]:
+    usual = dict(flattened(get_cfg()))
+    return [
+        key
+        for key, value in flattened(cfg)
+        if key.startswith(_OF_OTHER_MODELS) and key in usual and value != usual[key]
+    ]
+
+
+def _training_warnings(cfg: CfgNode) -> Iterator[str]:
+    solver, size = cfg.SOLVER, cfg.INPUT
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            yield f"DATASETS.{key} has {twice[0]} {Counter(names)[twice[0]]} times"
+    both = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.TRAIN]
+    if both:
+        yield f"{both[0]} is in DATASETS.TRAIN and in DATASETS.TEST: its AP is of trained images"
+    if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
+        yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD} but DATASETS.TEST is empty"
+    if 0 in size.MIN_SIZE_TRAIN:
+        yield "INPUT.MIN_SIZE_TRAIN has 0, with which images keep their size"
+    elif min(size.MIN_SIZE_TRAIN) > size.MAX_SIZE_TRAIN:
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}, above INPUT.MAX_SIZE_TRAIN "
+            f"{size.MAX_SIZE_TRAIN}, which alone decides the size of images"
+        )
+    late = [step for step in solver.STEPS if step > solver.MAX_ITER]
+    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        yield (
+            f"SOLVER.STEPS is {solver.STEPS}, of which training never reaches {late[0]}: "
+            f"SOLVER.MAX_ITER is {solver.MAX_ITER}"
+        )
+    if solver.WARMUP_ITERS > solver.MAX_ITER:
+        yield (
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, above SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}: SOLVER.BASE_LR is never reached"
+        )
+    if solver.BASE_LR > 1:
+        yield f"SOLVER.BASE_LR is {solver.BASE_LR}, with which training probably diverges"
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
+        yield (
+            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
+            "which no image is repeated"
+        )
+
+
+def _weight_warnings(cfg: CfgNode) -> Iterator[str]:
+    """Of ImageNet's weights by their names in Detectron2's catalog, and how they see images."""
+    weights, resnets = cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS
+    if "ImageNetPretrained/torchvision/" in weights:
+        right = {
+            "INPUT.FORMAT RGB": cfg.INPUT.FORMAT == "RGB",
+            "MODEL.RESNETS.STRIDE_IN_1X1 False": not resnets.STRIDE_IN_1X1,
+            f"MODEL.PIXEL_STD {list(_BGR_STD[::-1])}": min(cfg.MODEL.PIXEL_STD) > 1,
+        }
+    elif "ImageNetPretrained/MSRA/" in weights:
+        right = {
+            "INPUT.FORMAT BGR": cfg.INPUT.FORMAT == "BGR",
+            "MODEL.RESNETS.STRIDE_IN_1X1 True": resnets.STRIDE_IN_1X1,
+            "MODEL.PIXEL_STD [1.0, 1.0, 1.0]": max(cfg.MODEL.PIXEL_STD) == 1,
+        }
+    else:
+        right = {}
+    lacking = [option for option, holds in right.items() if not holds]
+    if lacking:
+        yield f"MODEL.WEIGHTS {weights} were trained with {' '.join(lacking)}, this config has not"

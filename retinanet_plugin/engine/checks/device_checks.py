@@ -1,0 +1,68 @@
+"""Whether this machine has the devices that a run asks for, and its processes go together."""
+
+import argparse
+
+import torch
+from detectron2.config import CfgNode
+
+from ...errors import UserError
+from ...execution.cuda_graphs import check_cuda_graphs
+
+
+def num_processes(args: argparse.Namespace) -> int:
+    """How many processes train together, one a GPU."""
+    return int(max(1, args.num_gpus) * args.num_machines)
+
+
+def check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse ``MODEL.DEVICE`` and ``--num-gpus`` that this machine does not have.
+
+    Raises:
+        UserError: there is no such device, or not so many.
+    """
+    name, found = cfg.MODEL.DEVICE, torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":  # which is only counted: each process is to start it by itself
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"MODEL.DEVICE is {name}, which PyTorch cannot use here: set it to cuda or cpu"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {name} but PyTorch finds no CUDA device here: "
+            "add --opts MODEL.DEVICE cpu, or install a PyTorch build that fits the GPU's driver"
+        )
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise UserError(
+            f"MODEL.DEVICE is {name} but PyTorch finds {found} CUDA devices here, counted from 0: "
+            "set MODEL.DEVICE to one of them"
+        )
+    if args.num_gpus > max(1, found):
+        raise UserError(
+            f"--num-gpus is {args.num_gpus} but PyTorch finds {found} CUDA devices "
+            "here: lower --num-gpus (Detectron2 trains on the CPU in one process)"
+        )
+
+
+def check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        UserError: they cannot share a batch, a device or CUDA graphs.
+    """
+    processes = num_processes(args)
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
+            "cannot share evenly: choose a multiple of their number"
+        )
+    if args.eval_only:
+        return
+    check_cuda_graphs(cfg, processes)
+    if processes > 1 and cfg.MODEL.DEVICE != "cuda":
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but {processes} processes are to train, each "
+            "on a GPU of its own: set MODEL.DEVICE cuda, or train with --num-gpus 1"
+        )

@@ -1,0 +1,60 @@
+"""Whether OUTPUT_DIR can be written, found out without making it."""
+
+import os
+import tempfile
+
+from detectron2.utils.file_io import PathManager
+
+from ...errors import UserError
+
+# What a training writes over, or adds to.
+_FILES = ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth")
+
+
+def check_output_dir(folder: str) -> None:
+    """Refuse an ``OUTPUT_DIR`` that cannot be made or written. Nothing is left behind.
+
+    Raises:
+        UserError: it is empty, a file, below a file, or not to be written; or it begins with what
+            only a shell replaces, ``~`` or ``$``.
+    """
+    if not folder.strip():
+        raise UserError(f"OUTPUT_DIR is {folder!r}: name a folder, such as ./output")
+    if folder.startswith(("~", "$")):
+        raise UserError(
+            f"OUTPUT_DIR is {folder}, of which only a shell replaces the {folder[0]}: write the "
+            "path in full"
+        )
+    if "://" in folder:  # not of this machine
+        return
+    shown = folder if folder.isprintable() else repr(folder)
+    try:
+        _try_writing(os.path.abspath(PathManager.get_local_path(folder)))
+    except (OSError, ValueError) as error:  # ValueError: characters that no path may have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"OUTPUT_DIR {shown} cannot be written ({reason}): set OUTPUT_DIR to a folder that you "
+            "can write"
+        ) from error
+
+
+def _try_writing(folder: str) -> None:
+    """
+    Raises:
+        OSError: ``folder`` cannot be made, or a file in it cannot be written.
+    """
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise NotADirectoryError(f"{existing} is there and no folder")
+    # Permissions alone do not tell: of a read-only disk, of /sys, or of the user root.
+    with tempfile.TemporaryDirectory(prefix=".retinanet-", dir=existing) as trial:
+        below = os.path.relpath(folder, existing)
+        os.makedirs(os.path.join(trial, below), exist_ok=True)  # each name is one that may be
+    for name in _FILES:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{name} in it is a folder")
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise PermissionError(f"{name} in it may not be written")

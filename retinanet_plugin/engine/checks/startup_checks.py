@@ -1,0 +1,155 @@
+"""What is checked before a model is trained or evaluated, so that a mistake costs seconds."""
+
+import argparse
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+)
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ...data.checks import check_datasets
+from ...data.images.image_files import check_image_files
+from ...errors import UserError, registered
+from ...execution.cuda_graphs import CudaGraphs
+from ..checkpoints.checkpointer import Checkpointer
+from ..checkpoints.earlier_checkpoints import find_checkpoint
+from ..checkpoints.weight_files import without_query
+from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
+from .config_checks import check_values
+from .config_values import flattened
+from .device_checks import check_devices, check_processes, num_processes
+from .output_dir import check_output_dir
+from .startup_log import log_on_console
+
+
+def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Find what would fail, or train something else than meant, before any long work starts.
+
+    Args:
+        cfg: of :func:`retinanet_plugin.engine.setup_config`.
+        args: of :func:`retinanet_plugin.engine.argument_parser`.
+
+    Raises:
+        UserError: from the config, the devices, the data sets, the weights or the model.
+    """
+    with log_on_console():
+        check_values(cfg, not args.eval_only, num_processes(args))
+        check_devices(cfg, args)
+        check_processes(cfg, args)
+        check_output_dir(cfg.OUTPUT_DIR)
+        model = check_model(cfg)
+        check_image_files(check_datasets(cfg, args.eval_only), cfg)
+        # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
+        checkpoint = find_checkpoint(cfg.OUTPUT_DIR, quiet=True) if args.resume else None
+        if not checkpoint:
+            check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
+        check_weights_fit(cfg, model, checkpoint, args.eval_only)
+
+
+def check_model(cfg: CfgNode) -> nn.Module:
+    """Build the model: that takes a second, and its parts say what does not fit.
+
+    Raises:
+        UserError: a part is not registered, or cannot be built with these keys.
+    """
+    model = cfg.MODEL
+    build = registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    registered(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    anchor_generator = model.ANCHOR_GENERATOR.NAME
+    registered(ANCHOR_GENERATOR_REGISTRY, anchor_generator, "MODEL.ANCHOR_GENERATOR.NAME")
+    try:
+        built = build(cfg)
+    except UserError:
+        raise
+    except (
+        *(AssertionError, ArithmeticError, AttributeError, ImportError, LookupError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
+        # What Detectron2's own parts raise.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        if isinstance(error, KeyError):
+            reason = _keys_with(error.args[0], cfg) or reason
+        raise UserError(
+            f"the model cannot be built from the keys under MODEL ({reason}): correct them"
+        ) from error
+    if getattr(built.anchor_generator, "box_dim", 4) != 4:
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.NAME is {anchor_generator}, whose anchors are no (x1, y1, x2, "
+            "y2): set DefaultAnchorGenerator"
+        )
+    if model.RETINANET.CUDA_GRAPH:
+        CudaGraphs(built)  # refuses parts that a graph cannot hold
+    return built
+
+
+def _keys_with(value: object, cfg: CfgNode) -> str:
+    """The keys under MODEL that have a value that Detectron2 did not find in a table of its."""
+    return ", ".join(
+        f"{key} is {value!r}"
+        for key, other in flattened(cfg.MODEL, "MODEL.")
+        if type(other) is type(value) and other == value
+    )
+
+
+def check_weights_fit(
+    cfg: CfgNode, model: nn.Module, checkpoint: str | None, eval_only: bool
+) -> None:
+    """Refuse weights with which training or evaluation would not be what was meant.
+
+    Args:
+        cfg: with the data sets read, so that their classes are known.
+        model: of ``cfg``, whose weights are lost.
+        checkpoint: what a resumed run goes on from; None: it starts from ``MODEL.WEIGHTS``.
+        eval_only: whether all of the model is to be in the file.
+
+    Raises:
+        UserError: the file cannot be read, or see :class:`WeightReport`.
+    """
+    if checkpoint:
+        report, _ = Checkpointer(model, cfg=cfg).load_model(checkpoint, "the checkpoint")
+        report.refuse_unless_it_fits()
+    elif cfg.MODEL.WEIGHTS:
+        report, _ = Checkpointer(model, cfg=cfg).load_model(cfg.MODEL.WEIGHTS)
+        report.refuse_unless_it_fits() if eval_only else report.refuse_for_training(model)
+    elif frozen_weights(model):
+        raise UserError(
+            "MODEL.WEIGHTS is empty, but layers are frozen (MODEL.BACKBONE.FREEZE_AT is "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT}, MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM}) and "
+            f"would stay as they are at random: set MODEL.WEIGHTS, or {FROM_RANDOM_WEIGHTS}"
+        )
+
+
+def check_weights(path: str, required: bool = False) -> None:
+    """Refuse weights that are not there.
+
+    Args:
+        path: ``MODEL.WEIGHTS``; "" is none.
+        required: whether none would be a mistake.
+
+    Raises:
+        UserError: the file does not exist or cannot be fetched, or none is given but required.
+    """
+    if not path:
+        if required:
+            raise UserError(
+                "MODEL.WEIGHTS is empty, which would evaluate random weights: set it to a trained "
+                "model, such as OUTPUT_DIR/model_final.pth"
+            )
+        return
+    try:
+        # Files of the web are fetched into the cache, once and not by every process.
+        found = PathManager.isfile(PathManager.get_local_path(without_query(path)[0]))
+    except OSError as error:
+        raise UserError(
+            f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
+            f"MODEL.WEIGHTS to its path, or {FROM_RANDOM_WEIGHTS}"
+        ) from error
+    if not found:
+        raise UserError(
+            f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or "
+            f"{FROM_RANDOM_WEIGHTS}"
+        )
