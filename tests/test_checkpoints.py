@@ -167,7 +167,8 @@ def test_no_room(checkpointer, output, name, request):
 
 def test_a_folder_that_cannot_be_written_to(checkpointer, output):
     output.rmdir()
-    with pytest.raises(UserError, match=r"model_final\.pth could not be written \(No such file"):
+    output.write_text("")
+    with pytest.raises(UserError, match=r"model_final\.pth could not be written \(File exists"):
         checkpointer.save("model_final")
 
 
