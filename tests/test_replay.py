@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from detectron2.engine import SimpleTrainer
-from retinanet_plugin.engine.failures.sentences.training_step import run_again, statistics
+from retinanet_plugin.engine.failures.training_step import run_again, statistics
 
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands.replay import load
