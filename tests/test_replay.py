@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import ROOT
 from detectron2.engine import SimpleTrainer
-from retinanet_plugin.engine.failures.training_step import run_again, statistics
 
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands.replay import load
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.failures.training_step import run_again, statistics
 from retinanet_plugin.errors import UserError
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")

@@ -156,6 +156,6 @@ def test_a_function_is_asked_again(tmp_path, digits):
 def test_a_folder_that_cannot_be_written(register, tmp_path):
     name, _ = register()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/inference/.* could not be written"):
+    with pytest.raises(UserError, match=r"file/inference/.* could not be written"):
         coco_evaluator(name, str(tmp_path / "file/inference"), 100)
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
