@@ -1,5 +1,6 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -101,12 +102,12 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         content = read_config_file(config_file)
         with merging(cfg, config_file):
-            _merge_file(cfg, content, config_file)
+            _merge_file(cfg, _with_floats(cfg, content), config_file)
     _check_opts(opts)
     source = "the options of the command line"
     check_keys(cfg, opts[::2], source)
     with merging(cfg, source):
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_options_with_floats(cfg, opts))
     return cfg
 
 
@@ -190,6 +191,13 @@ def num_cell_anchors(anchor_generator: nn.Module) -> int:
 
 
 def _check_opts(opts: Sequence[str]) -> None:
+    for option in opts[::2]:
+        joined = re.fullmatch(r"([A-Z][A-Z0-9_.]*)=(.*)", option, re.DOTALL)
+        if joined:
+            raise UserError(
+                f"the config option {option} has no space: write {' '.join(joined.groups())}, "
+                'without the "="'
+            )
     for option in opts:
         if option.startswith("--"):
             raise UserError(
@@ -200,6 +208,33 @@ def _check_opts(opts: Sequence[str]) -> None:
         raise UserError(
             f"the config option {opts[-1]} has no value: write --opts KEY VALUE KEY VALUE ..."
         )
+
+
+def _with_floats(cfg: CfgNode, content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with floats for whole numbers where ``cfg`` has floats: yacs takes no int."""
+    return {
+        key: _with_floats(cfg[key], value)
+        if isinstance(value, dict) and isinstance(cfg.get(key), CfgNode)
+        else _as_float(value, cfg.get(key))
+        for key, value in content.items()
+    }
+
+
+def _options_with_floats(cfg: CfgNode, opts: Sequence[Any]) -> list[Any]:
+    """As :func:`_with_floats`, of ``[KEY, VALUE, ...]`` with known keys."""
+    changed = list(opts)
+    for i, (key, value) in enumerate(zip(opts[::2], opts[1::2])):
+        usual: Any = cfg
+        for name in key.split("."):
+            usual = usual[name]
+        if isinstance(usual, float) and re.fullmatch(r"[+-]?\d{1,15}", str(value)):
+            changed[2 * i + 1] = float(value)
+    return changed
+
+
+def _as_float(value: Any, usual: Any) -> Any:
+    is_whole = type(value) is int and abs(value) < 10**15
+    return float(value) if is_whole and isinstance(usual, float) else value
 
 
 def _merge_file(cfg: CfgNode, content: dict[str, Any], path: str) -> None:

@@ -17,6 +17,13 @@ _TYPE_MISMATCH = re.compile(
     re.DOTALL,
 )
 
+# Keys whose default is empty, which shows nobody what to write.
+_SHAPES = {
+    "DATASETS.COCO_JSON": "a list of (name, annotation file, image folder), such as "
+    "[['my_train', 'train.json', 'train_images']]",
+    "TEST.EXPECTED_RESULTS": "a list such as [['bbox', 'AP', 38.5, 0.2]]",
+}
+
 
 @contextlib.contextmanager
 def merging(cfg: CfgNode, source: str) -> Iterator[None]:
@@ -89,15 +96,17 @@ def _wrong_type(
     if given == "str":
         value = repr(value)
     if given.endswith("CfgNode"):
-        value, right = "a section", f"a value such as {default!r}"
+        value, right = "a section", _SHAPES.get(key, f"a value such as {default!r}")
     elif wanted == "bool":
         right = "True or False"
     elif wanted in ("tuple", "list") and value[1:2] in ("(", "["):
         right = f"a {wanted}, with all its brackets and quotes"
+    elif key in _SHAPES:
+        right = _SHAPES[key]
     elif wanted in ("tuple", "list"):
         right = f"({value},)" if wanted == "tuple" else f"[{value}]"
-    elif (wanted, given) == ("float", "int"):
-        right = f"the float {value}.0"
+    elif (wanted, given) == ("int", "float") and float(value).is_integer():
+        value, right = f"the float {value}", f"the whole number {float(value):.0f}"
     else:
         right = f"{'an' if wanted == 'int' else 'a'} {wanted} such as {default!r}"
     return UserError(f"{key} is {value} in {source}: write {right}")

@@ -50,12 +50,31 @@ def test_unknown_key_in_a_file(error_of, tmp_path):
     assert "MODEL.RETINANET" in message.split("nearest known key is ")[1]
 
 
-def test_a_value_of_another_type(error_of):
-    message = error_of("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2")
-    assert message == (
-        "error: MODEL.RETINANET.FOCAL_LOSS_GAMMA is 2 in the options of the command line: write "
-        "the float 2.0"
-    )
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("SOLVER.BASE_LR", "-1", "is -1.0: write a number above 0"),
+        ("SOLVER.BASE_LR", "0", "is 0.0: write a number above 0"),
+        ("SOLVER.MOMENTUM", "1", "is 1.0: write a number from 0 to below 1"),
+        ("SOLVER.WEIGHT_DECAY", "-1", "is -1.0: write a number from 0"),
+        ("MODEL.RETINANET.PRIOR_PROB", "1", "is 1.0: choose a probability between 0 and 1"),
+        ("MODEL.RETINANET.FOCAL_LOSS_GAMMA", "-1", "MODEL.RETINANET.FOCAL_LOSS_GAMMA is -1.0"),
+        ("SOLVER.MAX_ITER", "1e3", "is the float 1000.0 in the options of the command line: write "
+         "the whole number 1000"),
+        ("DATASETS.COCO_JSON", "my.json", "write a list of (name, annotation file, image folder)"),
+        ("DATASETS.COCO_JSON", "{'a': 1}", "write a list of (name, annotation file, image folder)"),
+        ("DATASETS.COCO_JSON", "5", "write a list of (name, annotation file, image folder)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_of_another_type(error_of, key, value, words):
+    message = error_of(key, value)
+    assert key in message
+    assert words in message
+
+
+def test_options_with_an_equals_sign(error_of):
+    message = error_of("SOLVER.MAX_ITER=3")
+    assert "SOLVER.MAX_ITER=3 has no space: write SOLVER.MAX_ITER 3" in message
 
 
 def test_file_that_is_no_yaml(error_of, tmp_path):

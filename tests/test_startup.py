@@ -50,6 +50,9 @@ WRONG = [
     ("SOLVER.REFERENCE_WORLD_SIZE", -1),
     ("DATALOADER.SAMPLER_TRAIN", "Sampler"),
     ("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"),  # needs a key that is not there
+    ("MODEL.RETINANET.IOU_LABELS", "[0, 0, 0]"),
+    ("MODEL.RETINANET.IOU_LABELS", "[1, -1, 0]"),
+    ("MODEL.RETINANET.IOU_LABELS", "[0, 1, -1]"),
     ("INPUT.MIN_SIZE_TRAIN", "()"),
     ("INPUT.MIN_SIZE_TRAIN", "(0.5,)"),
     ("INPUT.MAX_SIZE_TRAIN", 0),
@@ -72,6 +75,7 @@ WRONG_IN_EVALUATION_TOO = [
     ("MODEL.BACKBONE.FREEZE_AT", 9),
     ("MODEL.RESNETS.NORM", "GNN"),
     ("MODEL.FPN.NORM", "GNN"),
+    ("MODEL.FPN.FUSE_TYPE", "max"),
     ("MODEL.RETINANET.NUM_CLASSES", 0),
     ("MODEL.RETINANET.NUM_CONVS", -1),
     ("MODEL.RETINANET.SCORE_THRESH_TEST", 1.5),
@@ -92,6 +96,8 @@ WRONG_IN_EVALUATION_TOO = [
     ("TEST.AUG.ENABLED", True),
     ("TEST.DETECTIONS_PER_IMAGE", 0),
     ("TEST.EXPECTED_RESULTS", "[['bbox', 'AP']]"),
+    ("TEST.EXPECTED_RESULTS", "[['box', 'AP', 38.5, 0.2]]"),
+    ("TEST.EXPECTED_RESULTS", "[['bbox', 'APP', 38.5, 0.2]]"),
     ("SEED", 2**32),
 ]
 
@@ -105,6 +111,26 @@ def test_a_wrong_value_is_one_sentence_with_its_key(key, value):
     assert "\n" not in error
     in_evaluation = config_errors(cfg, training=False)
     assert in_evaluation == ([error] if (key, value) in WRONG_IN_EVALUATION_TOO else [])
+
+
+def test_norms_are_listed():
+    (error,) = config_errors(config("MODEL.FPN.NORM", "Bn"))
+    assert "write '' for none, or one of BN, FrozenBN, GN, SyncBN" in error
+
+
+def test_whole_numbers_are_floats_where_floats_are_meant(tmp_path):
+    path = tmp_path / "whole.yaml"
+    path.write_text(f"_BASE_: {INSTANT}\nSOLVER:\n  BASE_LR: 1\n")
+    cfg = load_config(str(path), ["MODEL.RETINANET.FOCAL_LOSS_GAMMA", "2"])
+    for value, wanted in ((cfg.SOLVER.BASE_LR, 1.0), (cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA, 2.0)):
+        assert (value, type(value)) == (wanted, float)
+
+
+def test_a_config_that_was_written_has_no_warnings_of_its_own(tmp_path):
+    path = tmp_path / "config.yaml"
+    cfg = config("SOLVER.WARMUP_ITERS", 0)
+    path.write_text(cfg.dump())
+    assert config_warnings(load_config(str(path))) == config_warnings(cfg) == []
 
 
 def test_all_wrong_values_are_found_at_once():
@@ -149,6 +175,14 @@ def test_keys_that_do_not_go_together(opts, words):
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 9)"], ["never reaches 9"]),
         (["INPUT.MAX_SIZE_TRAIN", 100], ["above INPUT.MAX_SIZE_TRAIN 100"]),
         (["INPUT.MIN_SIZE_TEST", 9999], ["above INPUT.MAX_SIZE_TEST"]),
+        (["INPUT.MIN_SIZE_TEST", 20], ["INPUT.MIN_SIZE_TEST is 20", "less than 32"]),
+        (["INPUT.MIN_SIZE_TRAIN", "(20, 800)"], ["INPUT.MIN_SIZE_TRAIN is (20, 800)"]),
+        (["TEST.EVAL_PERIOD", 9], ["TEST.EVAL_PERIOD is 9, above SOLVER.MAX_ITER 2"]),
+        (["MODEL.RETINANET.SCORE_THRESH_TEST", 0.9], ["SCORE_THRESH_TEST is 0.9", "AP"]),
+        (
+            ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.ATSS_TOPK", 5],
+            ["does not read regions to ignore, MODEL.RETINANET.ATSS_TOPK: set"],
+        ),
         (["INPUT.MIN_SIZE_TRAIN", "(0,)"], ["INPUT.MIN_SIZE_TRAIN has 0"]),
         (["MODEL.RPN.NMS_THRESH", 0.5], ["does not read MODEL.RPN.NMS_THRESH"]),
         (["DATASETS.TRAIN", "('a', 'a')"], ["DATASETS.TRAIN has a 2 times"]),

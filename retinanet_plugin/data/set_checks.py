@@ -57,6 +57,7 @@ def check_sets_together(
         return
     _check_classes(list(facts.values()), cfg.MODEL.RETINANET.NUM_CLASSES, findings)
     trained = [facts[name] for name in train if name in facts]
+    _check_batch(trained, cfg.SOLVER.IMS_PER_BATCH, findings)
     for tested in (facts[name] for name in test if name in facts):
         if trained and tested.name not in train:
             _check_only_tested(trained, tested, findings)
@@ -95,6 +96,14 @@ def _check_trained(facts: DatasetFacts, cfg: CfgNode, findings: Findings) -> Non
         if facts.class_counts[0] == 0 and len(absent) == 1 < len(facts.class_names):
             remedy += " (a first category without objects may be the placeholder of an export)"
         findings.warn("absent classes", facts.source, f"{what}: {_list(absent)}", remedy)
+
+
+def _check_batch(trained: list[DatasetFacts], batch_size: int, findings: Findings) -> None:
+    num_images = sum(facts.num_images for facts in trained)
+    if 0 < num_images < batch_size:
+        what = f"{batch_size} is more than the {num_images} images that are trained on"
+        remedy = "a batch has some of them several times: lower it, or add images"
+        findings.warn("batch", "SOLVER.IMS_PER_BATCH", what, remedy)
 
 
 def _check_crowdedness(facts: DatasetFacts, most: int, findings: Findings) -> None:

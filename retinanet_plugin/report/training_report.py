@@ -72,9 +72,9 @@ def describe_schedule(cfg: CfgNode, num_images: int | None) -> list[str]:
 
 
 def learning_rate_warnings(cfg: CfgNode) -> list[str]:
-    """A sentence if the learning rate is far above Detectron2's for this batch."""
+    """A sentence if the learning rate is far above Detectron2's for this batch, unclipped."""
     wanted = _wanted_lr(cfg)
-    if cfg.SOLVER.BASE_LR <= 5 * wanted:
+    if cfg.SOLVER.BASE_LR <= 5 * wanted or cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return []
     return [
         f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR:g} with SOLVER.IMS_PER_BATCH "

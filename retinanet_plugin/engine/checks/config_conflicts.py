@@ -3,13 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
+from ...config import add_retinanet_config
 from .config_probes import num_channels
 from .config_values import flattened
 
 _BGR_MEAN, _BGR_STD = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395)
+_SMALLEST_SIZE = 32  # pixels
 # What other models read and RetinaNet does not.
 _OF_OTHER_MODELS = (
     "MODEL.ROI_",
@@ -59,6 +62,15 @@ def _pixel_errors(cfg: CfgNode) -> Iterator[str]:
 
 def _training_errors(cfg: CfgNode) -> Iterator[str]:
     solver, size = cfg.SOLVER, cfg.INPUT
+    labels = list(cfg.MODEL.RETINANET.IOU_LABELS)
+    rises = labels == sorted(labels, key=lambda label: label == 1)
+    if cfg.MODEL.RETINANET.MATCHER_NAME == "IoUMatcher" and not (
+        rises and labels[-1:] == [1] != labels[:1]
+    ):
+        yield (
+            f"MODEL.RETINANET.IOU_LABELS is {labels}, from the smallest IoU to the largest, with "
+            "which objects are not learned: write [0, -1, 1], background first and foreground last"
+        )
     if solver.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
         yield (
             f"SOLVER.AMP.ENABLED is True, which needs CUDA, but MODEL.DEVICE is "
@@ -135,6 +147,19 @@ def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
     if unread:
         more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
         yield f"RetinaNet does not read {', '.join(unread[:4])}{more}, which the config sets"
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        yield (
+            "MODEL.META_ARCHITECTURE is RetinaNet, Detectron2's own, which does not read "
+            f"{', '.join(['regions to ignore', *_unread_by_stock(cfg)])}: set ModularRetinaNet if "
+            "they are meant"
+        )
+    if cfg.MODEL.RETINANET.SCORE_THRESH_TEST >= 0.9:
+        yield (
+            f"MODEL.RETINANET.SCORE_THRESH_TEST is {cfg.MODEL.RETINANET.SCORE_THRESH_TEST}: "
+            "detections of lower scores are dropped, which lowers AP; 0.05 is usual"
+        )
+    if 0 < cfg.INPUT.MIN_SIZE_TEST < _SMALLEST_SIZE:
+        yield _too_small("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST)
     if cfg.INPUT.MIN_SIZE_TEST > cfg.INPUT.MAX_SIZE_TEST:
         yield (
             f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, above INPUT.MAX_SIZE_TEST "
@@ -151,12 +176,40 @@ def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
 
 
 def _set_for_other_models(cfg: CfgNode) -> list[str]:
-    usual = dict(flattened(get_cfg()))
+    return [key for key in _away_from(get_cfg(), cfg) if key.startswith(_OF_OTHER_MODELS)]
+
+
+def _unread_by_stock(cfg: CfgNode) -> list[str]:
+    """Keys of this package that are set and that Detectron2's own model does not have."""
+    known, default = dict(flattened(get_cfg())), get_cfg()
+    add_retinanet_config(default)
+    return [
+        key
+        for key in _away_from(default, cfg)
+        if key.startswith("MODEL.RETINANET.") and key not in known
+    ]
+
+
+def _away_from(usual: CfgNode, cfg: CfgNode) -> list[str]:
+    """Keys with another value than ``usual`` has."""
+    values = dict(flattened(usual))
     return [
         key
         for key, value in flattened(cfg)
-        if key.startswith(_OF_OTHER_MODELS) and key in usual and value != usual[key]
+        if key in values and _with_lists(value) != _with_lists(values[key])
     ]
+
+
+def _with_lists(value: Any) -> Any:
+    """Files that are written and read again have lists where defaults have tuples."""
+    return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _too_small(key: str, value: Any) -> str:
+    return (
+        f"{key} is {value}: images are shrunk to a shorter side of less than {_SMALLEST_SIZE} "
+        "pixels, in which little can be found; 800 is usual"
+    )
 
 
 def _training_warnings(cfg: CfgNode) -> Iterator[str]:
@@ -170,6 +223,13 @@ def _training_warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"{both[0]} is in DATASETS.TRAIN and in DATASETS.TEST: its AP is of trained images"
     if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
         yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD} but DATASETS.TEST is empty"
+    elif cfg.TEST.EVAL_PERIOD > solver.MAX_ITER:
+        yield (
+            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, above SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}: only the end of the training is evaluated"
+        )
+    if 0 < min(size.MIN_SIZE_TRAIN) < _SMALLEST_SIZE:
+        yield _too_small("INPUT.MIN_SIZE_TRAIN", size.MIN_SIZE_TRAIN)
     if 0 in size.MIN_SIZE_TRAIN:
         yield "INPUT.MIN_SIZE_TRAIN has 0, with which images keep their size"
     elif min(size.MIN_SIZE_TRAIN) > size.MAX_SIZE_TRAIN:

@@ -6,6 +6,7 @@ Which names of samplers, schedules or norms there are depends on the version of 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ def _build_clipping(cfg: CfgNode) -> None:
     build_optimizer(cfg, torch.nn.Linear(1, 1))
 
 
+# Those of the installed Detectron2 are offered; "" is none.
+_NORMS = ("BN", "FrozenBN", "GN", "SyncBN", "LN")
+
 _ALWAYS: tuple[tuple[str, _Probe], ...] = (
     ("INPUT.FORMAT", num_channels),
     ("MODEL.RESNETS.NORM", lambda cfg: get_norm(cfg.MODEL.RESNETS.NORM, 32)),
@@ -94,10 +98,10 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         section, _, name = key.rpartition(".")
         lookup(tried, section)[name] = value
         if _refusal(probe, tried):
-            yield (
-                f"{key} is {value!r}, which this Detectron2 does not offer: write a name such as "
-                f"{usual!r}"
-            )
+            right = f"a name such as {usual!r}"
+            if key.endswith(".NORM"):
+                right = f"'' for none, or one of {', '.join(_known_norms())}"
+            yield f"{key} is {value!r}, which this Detectron2 does not offer: write {right}"
 
 
 def solver_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
@@ -110,11 +114,15 @@ def solver_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         )
 
 
-def _refusal(probe: _Probe, cfg: CfgNode) -> str:
-    """Why Detectron2 refuses ``cfg``, in a line; empty: it does not."""
+def _known_norms() -> list[str]:
+    return [name for name in _NORMS if not _refusal(partial(get_norm, out_channels=32), name)]
+
+
+def _refusal(probe: Callable[[Any], Any], tried: Any) -> str:
+    """Why Detectron2 refuses what is ``tried``, in a line; empty: it does not."""
     try:
         with _quiet():
-            probe(cfg)
+            probe(tried)
     except (AssertionError, AttributeError, ArithmeticError, LookupError, TypeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     except (OSError, RuntimeError, ValueError) as error:

@@ -61,12 +61,18 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+# Of COCO's evaluation of boxes, in which AP-NAME is of one class; Pascal VOC's has the first three.
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
 def _is_expected_result(value: Any) -> bool:
     """[task, metric, value, tolerance], as Detectron2's ``verify_results`` reads it."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 4
-        and all(map(_is_text, value[:2]))
+        and value[0] == "bbox"
+        and _is_text(value[1])
+        and (value[1] in _METRICS or value[1].startswith("AP-"))
         and all(map(_is_number, value[2:]))
     )
 
@@ -96,6 +102,7 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
     ("MODEL.RESNETS.STEM_OUT_CHANNELS", _whole(1), "a whole number from 1, such as 64"),
     ("MODEL.RESNETS.RES2_OUT_CHANNELS", _whole(1), "a whole number from 1, such as 256"),
     ("MODEL.RESNETS.RES5_DILATION", _whole(1, 2), "1 or 2"),
+    ("MODEL.FPN.FUSE_TYPE", lambda name: name in ("sum", "avg"), "sum or avg"),
     ("MODEL.FPN.OUT_CHANNELS", _whole(1), "a whole number from 1, such as 256"),
     ("MODEL.RETINANET.NUM_CLASSES", _whole(1), "the number of categories, from 1"),
     ("MODEL.RETINANET.IN_FEATURES", _list_of(_is_text, fewest=1), "['p3', 'p4', ...]"),
@@ -117,7 +124,11 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
     ("DATASETS.TEST", _list_of(_is_text), "a tuple of names of data sets, such as ('my_val',)"),
     ("DATALOADER.NUM_WORKERS", _whole(0), "a number of processes from 0"),
     ("TEST.DETECTIONS_PER_IMAGE", _whole(1), "a whole number from 1, such as 100"),
-    ("TEST.EXPECTED_RESULTS", _list_of(_is_expected_result), "[['bbox', 'AP', 38.5, 0.2]]"),
+    (
+        "TEST.EXPECTED_RESULTS",
+        _list_of(_is_expected_result),
+        f"[['bbox', 'AP', 38.5, 0.2]], with one of {', '.join(_METRICS)} or AP-NAME of a class",
+    ),
     ("TEST.AUG.ENABLED", lambda on: not on, "False, since test-time augmentation is not done here"),
     ("SEED", _whole(-(2**31), 2**31 - 1), "a whole number below 2147483648 (below 0: at random)"),
 )

@@ -1,6 +1,7 @@
 """What is checked before a model is trained or evaluated, so that a mistake costs seconds."""
 
 import argparse
+import logging
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
@@ -25,6 +26,8 @@ from .device_checks import check_devices, check_processes, num_processes
 from .output_dir import check_output_dir
 from .startup_log import log_on_console
 
+logger = logging.getLogger("detectron2.checkpointer")
+
 
 def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Find what would fail, or train something else than meant, before any long work starts.
@@ -45,6 +48,12 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_image_files(check_datasets(cfg, args.eval_only), cfg)
         # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
         checkpoint = find_checkpoint(cfg.OUTPUT_DIR, quiet=True) if args.resume else None
+        if args.resume and not checkpoint:
+            logger.warning(
+                f"--resume was given but OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint: "
+                f"{'MODEL.WEIGHTS is evaluated' if args.eval_only else 'training starts anew'}; if "
+                "that is not meant, correct OUTPUT_DIR"
+            )
         if not checkpoint:
             check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
         check_weights_fit(cfg, model, checkpoint, args.eval_only)
