@@ -13,7 +13,9 @@ from detectron2.structures import BoxMode
 from retinanet_plugin import UserError
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
+from retinanet_plugin.data.annotations.truth import TRUTH_FILE, coco_evaluator
 from retinanet_plugin.data.checks import check_datasets, inspect_datasets, num_classes_of
+from retinanet_plugin.data.images.image_files import inspect_image_files
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
@@ -152,6 +154,7 @@ def test_a_test_set_of_coco_needs_no_annotations(changed, tmp_path):
         ("images", {"id": None}, "images[0] (00001.jpg) has id null: write a value of type int"),
         ("images", {"id": 2}, "images[1] (00002.jpg) has id 2, as another one has"),
         ("images", {"id": "1"}, "'images' has the id 2, a number, and \"1\", a text"),
+        ("annotations", {"category_id": 0}, "but the ids of 'categories' are from 1 to 10: number"),
         ("images", {"file_name": None}, "images[0] has file_name null: write a value of type str"),
         ("images", {"file_name": "a\0b"}, r'images[0] (a\x00b) has file_name "a\u0000b": write a'),
         ("images", {"height": "160"}, '(00001.jpg) has height "160": write a value of type int'),
@@ -172,7 +175,7 @@ def test_a_test_set_of_coco_needs_no_annotations(changed, tmp_path):
         ("annotations", {"area": "12"}, 'annotation 1 (00001.jpg) has area "12"'),
         ("annotations", {"iscrowd": "yes"}, 'annotation 1 (00001.jpg) has iscrowd "yes"'),
         ("annotations", {"ignore": 2}, "annotation 1 (00001.jpg) has ignore 2: write 0 or 1"),
-        ("annotations", {"bbox": [1, 2, -3, 4]}, "has bbox [1, 2, -3, 4]: write [x, y, width"),
+        ("annotations", {"bbox": [1, 2, -3, 4]}, "has bbox [1, 2, -3, 4], whose width is negative"),
         ("annotations", {"bbox": [1, 2, 3]}, "annotation 1 (00001.jpg) has bbox [1, 2, 3]"),
         ("annotations", {"bbox": [1, 2, 3, 4, 5]}, "has bbox [1, 2, 3, 4, 5]"),
         ("annotations", {"bbox": [1, 2, 3, True]}, "has bbox [1, 2, 3, true]"),
@@ -188,6 +191,23 @@ def test_a_test_set_of_coco_needs_no_annotations(changed, tmp_path):
 )
 def test_entries_that_cannot_be_read(error_of, changed, key, fields, message):
     assert message in error_of(val=changed(first(key, **fields)))
+
+
+def test_the_same_entry_twice(error_of, changed):
+    entry = changed(lambda coco: coco["images"].append(dict(coco["images"][0])))
+    assert "(00001.jpg) has id 1, and all else, as another one has: remove one" in error_of(
+        val=entry
+    )
+
+
+def test_a_name_with_a_scheme_is_in_the_image_folder(digits_entries, changed):
+    entry = changed(first("images", file_name="s3://bucket/a.jpg"))
+    forget(entry[0])
+    register_coco_json([entry])
+    cfg = config(test=entry[0])
+    findings, _ = inspect_image_files(check_datasets(cfg, eval_only=True), cfg)
+    (error,) = findings.errors.values()
+    assert "s3://bucket/a.jpg) does not exist" in error.example
 
 
 def test_entries_of_another_shape(error_of, changed):
@@ -328,7 +348,9 @@ def repeat(coco):
     [
         (first("annotations", bbox=[150, 10, 20, 20]), "a box that leaves its image of 160 x 160"),
         (first("annotations", bbox=[10, 10, 0, 20]), "annotation 1 (00001.jpg) has bbox [10.0, "),
-        (fractions, "the boxes seem to be fractions of the image"),
+        (first("annotations", bbox=[10, 10, 1e-6, 20]), "which has no area"),
+        (first("annotations", bbox=[10, 10, 0.4, 20]), "which is less than a pixel wide or high"),
+        (first("annotations", area=1e11), "but area 1e+11, more than it can hold"),
         (repeat, "annotation 999 (00001.jpg) has bbox"),
         (repeat, "00001.jpg is listed 2 times"),
         (first("annotations", id=2), "annotations[1] has id 2, as another one has"),
@@ -338,11 +360,15 @@ def repeat(coco):
             lambda coco: coco["annotations"].extend(
                 {**coco["annotations"][0], "id": 1000 + i, "bbox": [i, 9, 9, 9]} for i in range(100)
             ),
-            "1 images have more objects than the TEST.DETECTIONS_PER_IMAGE 100",
+            "1 image has more objects than the TEST.DETECTIONS_PER_IMAGE 100",
         ),
         (
             lambda coco: [a.update(iscrowd=1) for a in coco["annotations"][1:]],
             "boxes have iscrowd (or ignore) 1, the first is annotation 2",
+        ),
+        (
+            lambda coco: [a.update(iscrowd=1) for a in coco["annotations"][::2]],
+            "6 of 12 boxes have iscrowd (or ignore) 1, the first is annotation 1",
         ),
     ],
 )
@@ -358,10 +384,57 @@ def test_warnings(warnings_of, change, message):
     assert any(message in warning for warning in found), found
 
 
-def test_boxes_as_corners(warnings_of):
-    found = [warning for warning in warnings_of(corners) if "corners [x1, y1, x2, y2]" in warning]
-    assert len(found) == 1
-    assert "boxes leave their image as [x, y, width, height], such as annotation" in found[0]
+def test_most_boxes_as_corners(error_of, changed):
+    message = error_of(val=changed(corners))
+    assert "boxes leave their image as [x, y, width, height], such as annotation" in message
+
+
+def test_few_boxes_that_leave_and_none_as_corners(warnings_of):
+    def change(coco):
+        for a in coco["annotations"]:
+            a["bbox"] = [10, 10, 20, 20]
+        coco["annotations"][0]["bbox"] = [100, 100, 140, 140]
+
+    assert any("the boxes seem to be corners" in warning for warning in warnings_of(change))
+
+
+def test_all_boxes_as_fractions(error_of, changed):
+    message = error_of(val=changed(fractions))
+    assert "the boxes seem to be fractions of the image: write them in pixels" in message
+
+
+def without_sizes(coco):
+    for image in coco["images"]:
+        del image["width"], image["height"]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "message"),
+    [
+        ([500, 500, 10, 10], "lies outside its image of 160 x 160 pixels"),
+        ([150, 10, 20, 20], "a box that leaves its image of 160 x 160"),
+    ],
+)
+def test_boxes_of_images_whose_sizes_only_their_files_say(changed, bbox, message):
+    def change(coco):
+        without_sizes(coco)
+        coco["annotations"][0]["bbox"] = bbox
+
+    entry = changed(change)
+    forget(entry[0])
+    register_coco_json([entry])
+    findings, _ = inspect_datasets(config(test=entry[0]), eval_only=True)
+    found = [*findings.errors.values(), *findings.warnings.values()]
+    assert any(message in finding.example for finding in found)
+
+
+def test_an_error_in_train_has_no_echo_in_test(
+    error_of, digits_entries, broken_annotations, caplog
+):
+    name, _, images = digits_entries[0]
+    path = broken_annotations(lambda coco: [a.update(bbox=[]) for a in coco["annotations"]])
+    error_of(train=(name, path, images))
+    assert "that DATASETS.TRAIN has none of" not in caplog.text
 
 
 def test_the_digits_raise_no_warning_of_their_own(check, caplog):
@@ -435,6 +508,12 @@ def own_dict(**fields):
     ("dicts", "message"),
     [
         ([own_dict(bbox_mode=None)], "annotation 0 of a.jpg (counted from 0) has bbox_mode None"),
+        ([own_dict(bbox_mode=3)], "has bbox_mode 3, not BoxMode.XYXY_ABS or BoxMode.XYWH_ABS"),
+        ([own_dict(area="5")], 'has area "5", not a number of pixels'),
+        (
+            [{"file_name": "b.jpg", "image_id": 8}, own_dict()],
+            "the dict of b.jpg has no annotations, though others have",
+        ),
         ([own_dict(bbox=[1, 2, 3])], "has bbox [1, 2, 3], not [x1, y1, x2, y2]"),
         ([own_dict(bbox=[9, 2, 3, 4])], "has bbox [9, 2, 3, 4], not [x1, y1, x2, y2]"),
         ([own_dict(category_id=10)], "has category_id 10, not one of 0 to 9"),
@@ -481,19 +560,38 @@ def own_function(dicts, **metadata):
 
 
 def test_what_the_evaluation_of_a_function_lacks(changed):
-    digits = [str(i) for i in range(10)]
     assert "its metadata have no thing_classes: set it of" in own_function([own_dict()])
     ids = dict.fromkeys(range(10), 0)
     message = own_function(
-        [own_dict()], thing_classes=digits, thing_dataset_id_to_contiguous_id=ids
+        [own_dict()],
+        thing_classes=[str(i) for i in range(10)],
+        thing_dataset_id_to_contiguous_id=ids,
     )
     assert "does not name every class" in message
-    _, path, _ = changed(first("annotations", bbox=[]))
-    message = own_function([own_dict()], thing_classes=digits, json_file=path)
-    assert f"the annotation file {path} of own: annotation 1 (00001.jpg) has bbox []" in message
-    _, path, _ = changed(lambda coco: None)
-    message = own_function([own_dict()], thing_classes=digits, json_file=path)
-    assert f"it has image_id 7, which {path} lacks" in message
+
+
+def test_a_function_that_returns_other_images_each_time():
+    forget("own")
+    numbers = iter(range(9))
+    DatasetCatalog.register("own", lambda: [own_dict(file_name=f"{next(numbers)}.jpg")])
+    MetadataCatalog.get("own").set(thing_classes=[str(i) for i in range(10)])
+    with pytest.raises(UserError, match="returns other images, or others first, when it is called"):
+        check_datasets(config("own"))
+
+
+def test_a_function_is_evaluated_by_what_it_returns(changed, tmp_path):
+    forget("own")
+    DatasetCatalog.register("own", lambda: [own_dict(area=1e11)])
+    _, path, _ = changed(lambda coco: None)  # of other images
+    MetadataCatalog.get("own").set(
+        thing_classes=[str(i) for i in range(10)], evaluator_type="coco", json_file=path
+    )
+    check_datasets(config(test="own"), eval_only=True)
+    coco_evaluator("own", str(tmp_path), 100)
+    truth = json.loads((tmp_path / TRUTH_FILE).read_text())
+    assert truth["images"] == [{"id": 7}]
+    (annotation,) = truth["annotations"]
+    assert (annotation["bbox"], annotation["area"]) == ([1, 2, 29, 38], 29 * 38)
 
 
 def test_number_of_classes_that_only_a_file_says(changed):

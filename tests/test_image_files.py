@@ -215,7 +215,7 @@ def test_errors_of_a_kind_are_counted_and_the_first_file_is_named(tmp_path, smal
 
 @pytest.mark.parametrize(
     ("mode", "suffix", "words"),
-    [("CMYK", "jpg", "CMYK"), ("F", "tiff", "32-bit"), ("RGBA", "png", "transparent")],
+    [("CMYK", "jpg", "CMYK"), ("F", "tiff", "32-bit")],
 )
 def test_modes_that_are_read_otherwise_are_warned_of(tmp_path, small_cfg, mode, suffix, words):
     path = draw(tmp_path / f"a.{suffix}", mode)
@@ -237,8 +237,31 @@ def test_modes_that_are_read_as_meant_are_facts(tmp_path, small_cfg, mode):
 def test_of_an_animation_the_first_frame_counts(tmp_path, small_cfg):
     frames = [Image.new("L", SIZE, value) for value in (0, 128)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    _, facts = inspect_image_files(facts_of(tmp_path / "a.gif"), small_cfg)
+    findings, facts = inspect_image_files(facts_of(tmp_path / "a.gif"), small_cfg)
     assert facts["mine"].num_animated == 1
+    (warning,) = findings.warnings.values()
+    assert "a.gif) has several frames or pages, of which only the first is read" in str(warning)
+
+
+@pytest.mark.parametrize(("alpha", "num_warnings"), [(255, 0), (254, 1)])
+def test_alpha_is_warned_of_where_it_hides_something(tmp_path, small_cfg, alpha, num_warnings):
+    picture = Image.new("RGBA", SIZE, (9, 9, 9, 255))
+    picture.putpixel((3, 4), (9, 9, 9, alpha))
+    picture.save(tmp_path / "a.png")
+    findings, facts = inspect_image_files(facts_of(tmp_path / "a.png"), small_cfg)
+    assert facts["mine"].num_transparent == 1
+    assert [kind for kind, _ in findings.warnings] == ["transparent"] * num_warnings
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_folder_that_is_named_twice(tmp_path, small_cfg, monkeypatch, is_relative):
+    (tmp_path / "train").mkdir()
+    draw(tmp_path / "train/a.png", "RGB")
+    monkeypatch.chdir(tmp_path)
+    folder = "train" if is_relative else str(tmp_path / "train")
+    error = str(only_error(small_cfg, f"{folder}/train/a.png"))
+    assert "train/ is in both the image folder and file_name: leave it out of one" in error
+    assert ("looked for as" in error) == is_relative
 
 
 def test_images_of_other_machines_are_counted_and_not_looked_at(small_cfg):

@@ -89,6 +89,18 @@ def test_what_only_evaluation_reads(check, change, message, tmp_path):
         check(XML.replace(*change))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("</object>", "</object><Object><name>cat</name></Object>"), "has <Object>, which is not"),
+        (("</bndbox>", "</bndbox><bndbox/>"), "has an object (cat) with a second bndbox, not read"),
+    ],
+)
+def test_what_looks_like_an_object(check, change, message, caplog):
+    check(XML.replace(*change))
+    assert f"b.xml {message}" in caplog.text
+
+
 def test_training_takes_decimals(check):
     facts = check(XML.replace("<xmin>10", "<xmin>10.5"), test=False)
     assert facts.images[1]["annotations"][0]["bbox"] == [9.5, 11, 40, 44]
@@ -102,6 +114,8 @@ def test_training_takes_decimals(check):
         ("a\n", "only one image is listed"),
         ("a 1\nb -1\n", "line 1 is 'a 1': write the name of one image"),
         ("a\n\nb\n", "line 2 is empty: remove it"),
+        ("\ufeffa\nb\n", "begins with a byte order mark"),
+        ("a.jpg\nb.jpg\n", "write a instead of a.jpg into the list"),
     ],
 )
 def test_lists_of_images(check, ids, message):

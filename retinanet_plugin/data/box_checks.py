@@ -3,12 +3,14 @@
 import numpy as np
 from detectron2.structures import BoxMode
 
+from .annotations.coco_entries import is_area_of
 from .dataset_facts import DatasetFacts
 from .findings import Findings
 
 # Boxes may leave their image by as much: from rounding, or numbers of pixels counted from 1.
 _TOLERANCE = 0.5
-_MANY = 0.9  # a share of crowds that is rarely meant
+_MANY_CROWDS = 0.1  # a share that is rarely meant; of COCO's objects, 1 % are crowds
+_MOST = 0.5  # a share of boxes, beyond which a mistake is certain
 
 
 def check_boxes(facts: DatasetFacts, findings: Findings) -> None:
@@ -20,29 +22,57 @@ def check_boxes(facts: DatasetFacts, findings: Findings) -> None:
     """
     if not len(facts.annotations):
         return
-    _check_sizes(facts, findings)
     if _are_fractions(facts):
-        findings.warn(
+        findings.error(
             "fractions",
             facts.source,
             f"no number of any box is larger than 1, such as {facts.describe(0)}",
             "the boxes seem to be fractions of the image: write them in pixels",
+            len(facts.annotations),
         )
+        return
+    _check_sizes(facts, findings)
+    _check_areas(facts, findings)
     _check_places(facts, findings)
     _check_repetitions(facts, findings)
     _check_crowds(facts, findings)
 
 
 def _check_sizes(facts: DatasetFacts, findings: Findings) -> None:
-    widths, heights = (facts.boxes[:, 2:] - facts.boxes[:, :2]).T
     _warn(
         facts,
         findings,
-        (widths <= 0) | (heights <= 0),
+        ~facts.has_area,
         "zero area",
         ", which has no area",
         "training drops it, and evaluation counts it as missed: remove it or draw it again",
     )
+    _warn(
+        facts,
+        findings,
+        facts.has_area & (facts.box_sizes < 1).any(axis=1),
+        "tiny",
+        ", which is less than a pixel wide or high",
+        "write it in pixels if it is a fraction of the image, or remove it",
+    )
+
+
+def _check_areas(facts: DatasetFacts, findings: Findings) -> None:
+    """Areas that the data give, by which evaluation sorts objects into small to large."""
+    too_large = [
+        not is_area_of(annotation.get("area") or 0, *size)
+        for annotation, size in zip(facts.annotations, facts.box_sizes)
+    ]
+    if any(too_large):
+        first = too_large.index(True)
+        findings.warn(
+            "area",
+            facts.source,
+            f"{facts.describe(first)} but area {facts.annotations[first]['area']:g}, more than it "
+            "can hold",
+            "evaluation takes the area of the box: correct area or leave it out",
+            sum(too_large),
+        )
 
 
 def _check_places(facts: DatasetFacts, findings: Findings) -> None:
@@ -55,7 +85,8 @@ def _check_places(facts: DatasetFacts, findings: Findings) -> None:
     corners = is_outside | leaves
     if corners.any() and _are_corners(facts):
         first = int(corners.argmax())
-        findings.warn(
+        tell = findings.error if corners.mean() > _MOST else findings.warn
+        tell(
             "corners",
             facts.source,
             f"{corners.sum():,} of {len(corners):,} boxes leave their image as [x, y, width, "
@@ -125,7 +156,7 @@ def _check_repetitions(facts: DatasetFacts, findings: Findings) -> None:
 
 
 def _check_crowds(facts: DatasetFacts, findings: Findings) -> None:
-    if facts.num_crowds < _MANY * len(facts.annotations):
+    if facts.num_crowds < max(1, _MANY_CROWDS * len(facts.annotations)):
         return
     findings.warn(
         "crowds",

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+_EMPTY = 1e-5  # pixels, of Detectron2's Boxes.nonempty
+
 
 @dataclass
 class DatasetFacts:
@@ -60,6 +62,16 @@ class DatasetFacts:
         has_sizes = [a["bbox_mode"] is xywh for a in self.annotations]
         boxes[has_sizes, 2:] += boxes[has_sizes, :2]
         return boxes
+
+    @cached_property
+    def box_sizes(self) -> np.ndarray:
+        """(M, 2) float64, width and height in pixels."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
+    @cached_property
+    def has_area(self) -> np.ndarray:
+        """(M,) bool; training drops the other boxes."""
+        return np.all(self.box_sizes > _EMPTY, axis=1)
 
     @cached_property
     def classes(self) -> np.ndarray:

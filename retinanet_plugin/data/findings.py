@@ -57,7 +57,8 @@ class Findings:
             return
         first, *others = self.errors.values()
         more = (
-            f" ({len(others)} more kinds of mistakes: python -m retinanet_plugin doctor lists them)"
+            f" ({counted(len(others), 'more kind', 'more kinds')} of mistakes: python -m "
+            "retinanet_plugin doctor lists them)"
             if others
             else ""
         )
@@ -71,6 +72,11 @@ def shown(value: Any, most: int = 100) -> str:
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """``1 class`` or ``2 classes``."""
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def one_line(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from .dataset_facts import DatasetFacts
-from .findings import Findings, shown
+from .findings import Findings, counted, shown
 
 
 def check_each_set(
@@ -60,13 +60,13 @@ def check_sets_together(
     _check_batch(trained, cfg.SOLVER.IMS_PER_BATCH, findings)
     for tested in (facts[name] for name in test if name in facts):
         if trained and tested.name not in train:
-            _check_only_tested(trained, tested, findings)
+            if not findings.errors:  # which may hide what is trained on
+                _check_only_tested(trained, tested, findings)
             _check_leak(trained, tested, findings)
 
 
 def _check_trained(facts: DatasetFacts, cfg: CfgNode, findings: Findings) -> None:
-    has_area = (facts.boxes[:, 2:] > facts.boxes[:, :2]).all(axis=1)
-    if not (has_area & ~facts.is_crowd).any():
+    if not (facts.has_area & ~facts.is_crowd).any():
         what = "it has no box to train on"
         remedy = "annotate objects, or take it out of DATASETS.TRAIN"
         if facts.num_crowds:
@@ -85,8 +85,8 @@ def _check_trained(facts: DatasetFacts, cfg: CfgNode, findings: Findings) -> Non
         findings.warn(
             "empty images",
             facts.source,
-            f"{num_empty:,} of its {facts.num_images:,} images have no object, the first is "
-            f"{first}",
+            f"{num_empty:,} of its {counted(facts.num_images, 'image', 'images')} "
+            f"{'has' if num_empty == 1 else 'have'} no object, the first is {first}",
             "they are not trained on, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False",
         )
     absent = [name for name, count in zip(facts.class_names, facts.class_counts) if not count]
@@ -114,9 +114,9 @@ def _check_crowdedness(facts: DatasetFacts, most: int, findings: Findings) -> No
         findings.warn(
             "crowded images",
             facts.source,
-            f"{num_full:,} images have more objects than the TEST.DETECTIONS_PER_IMAGE {most} that "
-            f"are kept, the most are {facts.boxes_per_image[fullest]} in "
-            f"{facts.images[fullest]['file_name']}",
+            f"{counted(num_full, 'image has', 'images have')} more objects than the "
+            f"TEST.DETECTIONS_PER_IMAGE {most} that are kept, the most are "
+            f"{facts.boxes_per_image[fullest]} in {facts.images[fullest]['file_name']}",
             "raise TEST.DETECTIONS_PER_IMAGE",
         )
 
@@ -165,8 +165,8 @@ def _check_only_tested(
         findings.warn(
             "only tested",
             tested.source,
-            f"it has objects of {len(only_tested)} classes that DATASETS.TRAIN has none of: "
-            f"{_list(only_tested)}",
+            f"it has objects of {counted(len(only_tested), 'class', 'classes')} that "
+            f"DATASETS.TRAIN has none of: {_list(only_tested)}",
             "their AP will be 0: annotate such objects for training",
         )
 

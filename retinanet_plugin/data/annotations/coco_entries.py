@@ -1,7 +1,7 @@
 """One entry of a file in COCO's format, read as Detectron2's dataset dicts have it, or refused."""
 
 import os
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -97,6 +97,11 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and -MOST_PIXELS < value < MOST_PIXELS
 
 
+def is_area_of(area: float, width: float, height: float) -> bool:
+    """Whether an object of this area fits in its box, which may be rounded."""
+    return area <= (width + 1) * (height + 1)
+
+
 def _check_object(entry: Any) -> None:
     if type(entry) is not dict:
         raise Unusable("object", f"is {shown(entry)}, which has no 'id'", FORMAT)
@@ -133,7 +138,7 @@ def _size(key: str, value: Any) -> int:
     )
 
 
-def _reference(entry: dict[str, Any], field: str, key: str, known: Container[Any]) -> Any:
+def _reference(entry: dict[str, Any], field: str, key: str, known: Collection[Any]) -> Any:
     """The value of a field that is the id of an entry in the list ``key``."""
     value = _required(entry, field)
     if type(value) in (int, str, float) and value in known:
@@ -141,7 +146,7 @@ def _reference(entry: dict[str, Any], field: str, key: str, known: Container[Any
     raise Unusable(field, *_unknown(value, field, key, known))
 
 
-def _unknown(value: Any, field: str, key: str, known: Container[Any]) -> tuple[str, str]:
+def _unknown(value: Any, field: str, key: str, known: Collection[Any]) -> tuple[str, str]:
     """What is wrong with a reference to nothing, and the remedy."""
     if type(value) is str and value.strip().lstrip("-").isdecimal() and int(value) in known:
         what = f"has {field} {shown(value)}, a text, but {key!r} has the number {int(value)}"
@@ -149,6 +154,9 @@ def _unknown(value: Any, field: str, key: str, known: Container[Any]) -> tuple[s
     if type(value) is int and str(value) in known:
         what = f"has {field} {value}, a number, but {key!r} has the text {shown(str(value))}"
         return what, "write both as numbers"
+    if type(value) is int and known and value in (min(known) - 1, max(known) + 1):
+        what = f"has {field} {value}, but the ids of {key!r} are from {min(known)} to {max(known)}"
+        return what, "number both from 0 or both from 1, or remove the annotation"
     return (
         f"has {field} {shown(value)}, which {key!r} lacks",
         "remove the annotation or add the entry",
@@ -159,6 +167,11 @@ def _bbox(entry: dict[str, Any]) -> list[float]:
     bbox = _required(entry, "bbox")
     if is_bbox(bbox):
         return bbox
+    if isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)):
+        key = "width" if bbox[2] < 0 else "height"
+        what = f"has bbox {shown(bbox)}, whose {key} is negative"
+        remedy = "write [x, y, width, height] in pixels, x and y of the left upper corner"
+        raise Unusable("bbox", what, remedy)
     raise Unusable(
         "bbox", f"has bbox {shown(bbox)}", "write [x, y, width, height] in pixels, four numbers"
     )

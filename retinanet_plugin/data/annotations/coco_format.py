@@ -108,7 +108,11 @@ def _read_images(
     for i, entry in enumerate(entries):
         try:
             image = read_image(entry, image_root)
-            if image["image_id"] in images:
+            known = images.get(image["image_id"])
+            if known == image:
+                what = f"has id {shown(image['image_id'])}, and all else, as another one has"
+                raise Unusable("twice", what, "remove one of them")
+            if known:
                 raise _used_twice(image["image_id"])
         except Unusable as problem:
             name = entry.get("file_name") if isinstance(entry, dict) else None

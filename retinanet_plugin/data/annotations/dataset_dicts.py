@@ -12,17 +12,18 @@ from detectron2.structures import BoxMode
 
 from ..findings import Findings, shown
 from .coco_entries import MOST_PIXELS, is_id
-from .coco_format import read_coco
-from .coco_json import describe_source
 
 _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 _DOCS = "see Detectron2's tutorial on data sets"
 
 
 def load_dataset_dicts(name: str, source: str, findings: Findings) -> list[Any] | None:
-    """Call the function that is registered for a data set; None after an error."""
+    """Call the function that is registered for a data set; None after an error.
+
+    It is called twice: training and evaluation call it again, and must get the same images.
+    """
     try:
-        dicts = DatasetCatalog.get(name)
+        dicts, again = DatasetCatalog.get(name), DatasetCatalog.get(name)
     except Exception as error:  # it may be anybody's
         reason = f"{type(error).__name__}: {error}"
         remedy = "correct the function, or the files that it reads"
@@ -32,6 +33,10 @@ def load_dataset_dicts(name: str, source: str, findings: Findings) -> list[Any] 
         kind = type(dicts).__name__
         findings.error("list", source, f"the function returns a {kind}", "return a list of dicts")
         return None
+    if _outline(dicts) != _outline(again):
+        what = "the function returns other images, or others first, when it is called again"
+        remedy = "sort what it lists, and give random choices a seed of their own"
+        findings.error("other images", source, what, remedy)
     return dicts
 
 
@@ -48,6 +53,7 @@ def check_dataset_dicts(
         findings: is added to.
     """
     readable = []
+    _check_all_annotated(dicts, source, findings)
     seen: set[Any] = set()
     for i, image in enumerate(dicts):
         problem = _image_problem(image, evaluated)
@@ -73,14 +79,11 @@ def check_dataset_dicts(
     return readable
 
 
-def check_evaluated(
-    name: str, source: str, images: list[dict[str, Any]], findings: Findings
-) -> None:
+def check_evaluated(name: str, source: str, findings: Findings) -> None:
     """Find what COCO's evaluation of a data set would lack.
 
     Args:
         name, source: of the data set, in the catalog and in ``findings``.
-        images: of :func:`check_dataset_dicts`.
         findings: is added to.
     """
     metadata = MetadataCatalog.get(name)
@@ -94,21 +97,30 @@ def check_evaluated(
     elif class_of is not None and sorted(class_of.values()) != list(range(len(class_names))):
         what = f"its thing_dataset_id_to_contiguous_id {shown(class_of)} does not name every class"
         findings.error("class ids", source, what, f"{setting}, from ids to 0 to K - 1")
-    if not metadata.get("json_file"):
-        return
-    truth_source = describe_source(name, metadata.json_file)
-    root = metadata.get("image_root", "")
-    truth = read_coco(metadata.json_file, root, truth_source, findings)
-    known = {image["image_id"] for image in truth.images} if truth else set()
-    unknown = [image["image_id"] for image in images if image["image_id"] not in known]
-    if truth and unknown:
-        findings.error(
-            "image ids",
-            source,
-            f"it has image_id {shown(unknown[0])}, which {metadata.json_file} lacks",
-            "evaluation is by the json_file of its metadata: let both have the same images",
-            len(unknown),
-        )
+
+
+def _outline(dicts: Any) -> Any:
+    """Of each dict what image it is of, and how many objects it has."""
+    if not isinstance(dicts, list):
+        return type(dicts)
+    return [
+        (str(x.get("file_name")), str(x.get("image_id")), _length(x.get("annotations")))
+        for x in dicts
+        if isinstance(x, dict)
+    ]
+
+
+def _length(annotations: Any) -> int:
+    return len(annotations) if isinstance(annotations, (list, tuple)) else 0
+
+
+def _check_all_annotated(dicts: list[Any], source: str, findings: Findings) -> None:
+    """Detectron2 looks at the first dict to see whether a data set has annotations at all."""
+    lacking = [x for x in dicts if isinstance(x, dict) and "annotations" not in x]
+    if 0 < len(lacking) < len(dicts):
+        what = f"the dict of {lacking[0].get('file_name')} has no annotations, though others have"
+        remedy = "give a dict an empty list of annotations where its image has no object"
+        findings.error("no annotations", source, what, remedy, len(lacking))
 
 
 def _image_problem(image: Any, evaluated: bool) -> str:
@@ -135,7 +147,7 @@ def _annotation_problem(annotation: Any, num_classes: int) -> str:
         return f"is {shown(annotation)}, not a dict"
     mode = annotation.get("bbox_mode")
     if not isinstance(mode, BoxMode) or mode not in _MODES:
-        return f"has bbox_mode {mode}, not {' or '.join(map(str, _MODES))}"
+        return f"has bbox_mode {mode}, not {' or '.join(f'BoxMode.{m.name}' for m in _MODES)}"
     bbox = annotation.get("bbox")
     if not _is_bbox(bbox, mode):
         return f"has bbox {shown(bbox)}, not {_four_numbers(mode)}"
@@ -144,6 +156,9 @@ def _annotation_problem(annotation: Any, num_classes: int) -> str:
         return f"has category_id {shown(class_id)}, not a number"
     if not 0 <= int(class_id) < num_classes:
         return f"has category_id {class_id}, not one of 0 to {num_classes - 1}"
+    area = annotation.get("area", 0)
+    if not isinstance(area, Real) or not 0 <= float(area) < math.inf:
+        return f"has area {shown(area)}, not a number of pixels"
     iscrowd = annotation.get("iscrowd", 0)
     if not isinstance(iscrowd, Integral) or iscrowd not in (0, 1):
         return f"has iscrowd {shown(iscrowd)}, not 0 or 1"

@@ -12,8 +12,10 @@ from detectron2.structures import BoxMode, PolygonMasks
 from ... import compat
 from ...whole_files import write_whole_file
 from ..findings import Findings
+from .coco_entries import is_area_of
 from .coco_format import CocoFile, read_coco
 from .coco_json import CocoJson, describe_source
+from .stock_loader import is_stock_coco
 
 TRUTH_FILE = "coco_instances_truth.json"
 
@@ -56,7 +58,7 @@ def _read_truth(name: str) -> CocoFile:
     truth: CocoFile | None
     if isinstance(loader, CocoJson):
         truth = loader.read(findings)
-    elif metadata.get("json_file"):
+    elif is_stock_coco(name):
         source = describe_source(name, metadata.json_file)
         truth = read_coco(metadata.json_file, metadata.get("image_root", ""), source, findings)
     else:
@@ -101,12 +103,15 @@ def _annotation(
     bbox = [x.item() if hasattr(x, "item") else x for x in annotation["bbox"]]
     if annotation["bbox_mode"] != BoxMode.XYWH_ABS:
         bbox = BoxMode.convert(bbox, annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    area = annotation.get("area")
+    if area is None or not is_area_of(area, *bbox[2:]):
+        area = _area(annotation, bbox)
     return {
         "id": number,
         "image_id": image_id,
         "category_id": category_id,
         "bbox": bbox,
-        "area": annotation["area"] if "area" in annotation else _area(annotation, bbox),
+        "area": float(area),
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }
 

@@ -60,11 +60,14 @@ def read_voc(
     for image_id in ids:
         path = os.path.join(metadata.dirname, "Annotations", f"{image_id}.xml")
         try:
-            image = _read_image(path, metadata.thing_classes, evaluated)
+            tree = _parse(path)
+            image = _read_image(tree, metadata.thing_classes, evaluated)
         except _Problem as problem:
             kind, what, remedy = problem.args
             findings.error(kind, f"the annotations of {name}", f"{path} {what}", remedy)
             continue
+        for kind, what, remedy in _unread(tree):
+            findings.warn(kind, f"the annotations of {name}", f"{path} {what}", remedy)
         file_name = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
         images.append({"file_name": file_name, "image_id": image_id, **image})
     return images
@@ -85,6 +88,9 @@ def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
         # Of one line, numpy makes an array that Detectron2's loader cannot go through.
         what = "only one image is listed, which Detectron2's loader cannot read"
         raise _Problem("one image", what, "list two or more images")
+    if lines and lines[0].startswith("\ufeff"):
+        what = "it begins with a byte order mark, which becomes part of the first name"
+        raise _Problem("mark", what, "save it as UTF-8 without BOM")
     for number, line in enumerate(lines, 1):
         what = f"line {number} is {line!r}"
         if len(line.split()) > 1 or "#" in line:
@@ -94,16 +100,32 @@ def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
     yield from ids
 
 
-def _read_image(path: str, class_names: list[str], evaluated: bool) -> dict[str, Any]:
-    """Size and annotations of an XML file."""
+def _parse(path: str) -> ET.Element:
     try:
         with PathManager.open(path) as f:
-            tree = ET.parse(f)
+            return ET.parse(f).getroot()
     except OSError as error:
         remedy = "add the file, or take the image out of the list"
+        image_id = os.path.basename(path).removesuffix(".xml")
+        if image_id.lower().endswith((".jpg", ".jpeg", ".png")):
+            remedy = f"write {os.path.splitext(image_id)[0]} instead of {image_id} into the list"
         raise _Problem("xml", f"cannot be read ({error.strerror})", remedy) from error
     except (ET.ParseError, ValueError) as error:
         raise _Problem("xml syntax", f"is not XML ({error})", _EXPORT) from error
+
+
+def _unread(tree: ET.Element) -> Iterator[tuple[str, str, str]]:
+    """What looks like an object but is not read: (kind, what, remedy)."""
+    for element in tree.iterfind("./*"):
+        if element.tag != "object" and element.tag.lower() == "object":
+            yield "tag", f"has <{element.tag}>, which is not read", "write <object>"
+        if element.tag == "object" and len(element.findall("bndbox")) > 1:
+            what = f"has an object ({element.findtext('name')}) with a second bndbox, not read"
+            yield "bndbox twice", what, "write an object for each box"
+
+
+def _read_image(tree: ET.Element, class_names: list[str], evaluated: bool) -> dict[str, Any]:
+    """Size and annotations of an XML file."""
     image: dict[str, Any] = {}
     for key in ("height", "width"):
         size = tree.findtext(f"./size/{key}")

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ from PIL import Image
 from ..dataset_facts import DatasetFacts
 from ..findings import Findings, shown
 from .header_cache import HeaderCache, large_folders, stamp
-from .image_headers import BadImage, ImageHeader, read_header
+from .image_headers import BadImage, ImageHeader, is_see_through, read_header
 from .many_files import each_of
 
 logger = logging.getLogger("detectron2.image_files")
 
 _SKIP = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
+_REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
+# Pixels of as many images with alpha, of each data set, are looked at.
+_MOST_ALPHA = 20
 # What Detectron2's reading makes of a mode where that is not what a viewer shows.
 _CHANGED_MODES = {
     "CMYK": "has the colours of print (CMYK), which become other colours than in a viewer",
@@ -53,7 +57,7 @@ def read_headers(files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
         files: paths; those with a scheme (``s3://...``) are not looked at: None.
     """
     headers: dict[str, ImageHeader | BadImage] = {}
-    local = list(dict.fromkeys(file for file in files if "://" not in file))
+    local = list(dict.fromkeys(file for file in files if not _REMOTE.match(file)))
     # Stamps come first: a file that changes after this does not have the stamp that is kept.
     stamps = dict(zip(local, each_of(stamp, local, "looking up images")))
     caches = [HeaderCache(folder) for folder in large_folders(local)]
@@ -124,6 +128,8 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
         if isinstance(header, ImageHeader):
             _note(facts, header)
             _warn_of_changes(findings, source, image, header)
+            if header.is_transparent and facts.num_transparent <= _MOST_ALPHA:
+                _check_alpha(findings, source, image)
     if skips and 0 < len(facts.bad) == facts.num_images:
         findings.error("all bad", source, "none of them can be used", "see the warnings")
     return facts
@@ -172,12 +178,12 @@ def _warn_of_changes(
     changed = _CHANGED_MODES.get(header.mode)
     if changed:
         findings.warn(header.mode, source, f"{_name(image)} {changed}", "convert it to RGB")
-    if header.is_transparent:
+    if header.is_animated:
         findings.warn(
-            "transparent",
+            "animated",
             source,
-            f"{_name(image)} may be transparent, where it is read in the colour beneath",
-            "draw it on a background if it is",
+            f"{_name(image)} has several frames or pages, of which only the first is read",
+            "save the one that its boxes are of as an image of its own",
         )
     limit = Image.MAX_IMAGE_PIXELS
     if limit and header.width * header.height > limit:
@@ -187,6 +193,16 @@ def _warn_of_changes(
             f"{_name(image)} is huge, {header.width} x {header.height} pixels, of which Pillow "
             f"warns, and which it refuses from {2 * limit:,} pixels",
             "cut it into tiles or make it smaller",
+        )
+
+
+def _check_alpha(findings: Findings, source: str, image: dict[str, Any]) -> None:
+    if is_see_through(image["file_name"]):
+        findings.warn(
+            "transparent",
+            source,
+            f"{_name(image)} is transparent in places, which are read in the colour beneath",
+            "draw it on a background",
         )
 
 

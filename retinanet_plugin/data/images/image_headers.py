@@ -55,14 +55,35 @@ def read_header(path: str) -> ImageHeader | BadImage:
         with open(path, "rb") as f:
             return _read(path, f, status.st_size)
     except (FileNotFoundError, NotADirectoryError):
-        return BadImage(
-            "missing", "does not exist", "correct the image folder or its file_name, or remove it"
-        )
+        return _missing(path)
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
         return BadImage("unreadable", reason, "mend its permissions or copy it again")
     except ValueError as error:  # a path that no system has
         return BadImage("missing", f"cannot exist ({error})", "correct its file_name")
+
+
+def is_see_through(path: str) -> bool:
+    """Whether an image that can be transparent is so anywhere."""
+    try:
+        with Image.open(path) as image:
+            lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    except Exception:  # whatever a damaged file makes of it: reading it says so
+        return False
+    return bool(lowest < 255)
+
+
+def _missing(path: str) -> BadImage:
+    reason = "does not exist"
+    if not os.path.isabs(path):
+        reason += f" (it is looked for as {os.path.abspath(path)})"
+    folder, name = os.path.split(path)
+    above, last = os.path.split(folder)
+    if last and os.path.basename(above) == last and os.path.exists(os.path.join(above, name)):
+        remedy = f"{last}/ is in both the image folder and file_name: leave it out of one of them"
+    else:
+        remedy = "correct the image folder or its file_name, or remove it"
+    return BadImage("missing", reason, remedy)
 
 
 def _read(path: str, f: BinaryIO, num_bytes: int) -> ImageHeader | BadImage:
