@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -238,7 +239,9 @@ def test_a_damaged_last_checkpoint(two_checkpoints, output, damage, caplog):
     assert f"--resume goes on from {older}, of iteration 1" in warning
 
 
-@pytest.mark.parametrize("content", [None, "", "model_0000009.pth", "a\nb", "\0", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, "", "model_0000009.pth", "a\nb", "\0", b"\xff\xfe", "x" * 5000]
+)
 def test_a_damaged_name_of_the_last_checkpoint(two_checkpoints, output, content, caplog):
     tag = output / "last_checkpoint"
     tag.unlink()
@@ -246,6 +249,15 @@ def test_a_damaged_name_of_the_last_checkpoint(two_checkpoints, output, content,
         tag.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert find_checkpoint(str(output)) == str(two_checkpoints[1])
     assert len(caplog.records) == 1
+    assert len(caplog.text) < 2000
+
+
+def test_last_checkpoint_names_a_file_elsewhere(two_checkpoints, output, caplog):
+    elsewhere = output.parent / "elsewhere.pth"
+    shutil.copy(two_checkpoints[0], elsewhere)
+    (output / "last_checkpoint").write_text(str(elsewhere))
+    assert find_checkpoint(str(output)) == str(elsewhere)
+    assert f"names a file outside of OUTPUT_DIR, {elsewhere}" in caplog.text
 
 
 def test_last_checkpoint_names_the_older_one(two_checkpoints, output, caplog):
@@ -267,6 +279,39 @@ def test_there_is_none(output):
     output.mkdir()
     torch.save({"w": torch.zeros(2)}, output / "pretrained.pth")
     assert find_checkpoint(str(output)) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("of", ["weight", "momentum"])
+def test_numbers_that_are_not_finite_are_not_written(cfg, output, value, of):
+    output.mkdir()
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 1
+    model, momentum = nn.Linear(3, 2), torch.zeros(2)
+    trainer = Numbers(
+        run={"parameters": ["weight"]}, optimizer={"state": {0: {"momentum_buffer": momentum}}}
+    )
+    checkpointer = Checkpointer(model, str(output), cfg=cfg, trainer=trainer)
+    checkpointer.save("model_0000001", iteration=1)
+    before = names_in(output)
+    with torch.no_grad():
+        (model.weight[0] if of == "weight" else momentum)[1] = value
+    name = {"weight": "weight has NaN", "momentum": "momentum_buffer of weight has NaN"}[of]
+    for save in (checkpointer.save, lambda name: checkpointer.save_best(0.9)):
+        if of == "momentum" and save != checkpointer.save:
+            continue  # the best one has weights alone
+        with pytest.raises(UserError, match=f"^{name} .*lower SOLVER.BASE_LR"):
+            save("model_final")
+    assert names_in(output) == before
+
+
+@pytest.mark.parametrize("place", ["model", "more"])
+def test_a_checkpoint_that_is_not_finite_is_passed_over(two_checkpoints, output, place, caplog):
+    older, newer = two_checkpoints
+    checkpoint = read(newer)
+    checkpoint[place]["bias"] = torch.tensor([0, math.nan])
+    torch.save(checkpoint, newer)
+    assert find_checkpoint(str(output)) == str(older)
+    assert f"{newer} has NaN or infinite numbers in" in caplog.text
 
 
 # ------------------------------------------------------------------ which are kept
@@ -315,7 +360,7 @@ def test_an_earlier_training_is_set_aside(checkpointer, output, caplog):
     assert names_in(output) == ["earlier-1", "earlier-2", "metrics.json", "pretrained.pth"]
 
 
-def test_a_training_from_the_weights_of_an_earlier_one_in_its_folder(digits_entries, output):
+def test_weights_of_an_earlier_training_in_the_same_folder_are_refused(digits_entries, output):
     register_coco_json(digits_entries)
     cfg = load_config(INSTANT)
     cfg.DATASETS.TRAIN = (digits_entries[0][0],)
@@ -327,9 +372,12 @@ def test_a_training_from_the_weights_of_an_earlier_one_in_its_folder(digits_entr
     first.checkpointer.save("model_final", iteration=1)
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
     cfg.SEED = 2
+    with pytest.raises(UserError, match=r"is of an earlier training in .* another OUTPUT_DIR"):
+        Trainer(cfg).resume_or_load(resume=False)
+    cfg.OUTPUT_DIR = str(output / "second")
+    os.mkdir(cfg.OUTPUT_DIR)
     second = Trainer(cfg)
     second.resume_or_load(resume=False)
-    assert os.listdir(output / "earlier-1")
     pairs = zip(first.model.state_dict().values(), second.model.state_dict().values())
     assert all(torch.equal(*pair) for pair in pairs)
 

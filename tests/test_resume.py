@@ -1,6 +1,7 @@
 """Trainings that were interrupted: they end as if they had not been, or say why they cannot."""
 
 import copy
+import itertools
 import logging
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import ROOT
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.engine.resume import changed_values, check_run
+from retinanet_plugin.engine.resume import changed_model, changed_values, check_run
 from retinanet_plugin.errors import UserError
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
@@ -168,6 +169,99 @@ def test_the_checkpoint_of_other_images_is_refused(cfg, tmp_path):
         build(cfg, resume=True)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """A place for the folder of one training, which many tests change copies of."""
+    return {}
+
+
+def resume_changed(cfg, trained, tmp_path, place, value):
+    """Resume a checkpoint in which a part is another one, or missing (None)."""
+    if not trained:
+        train(cfg)
+        trained["checkpoint"] = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    checkpoint = copy.deepcopy(trained["checkpoint"])
+    *sections, key = place.split(".")
+    section = checkpoint
+    for name in sections:
+        section = section[name]
+    if value is None:
+        del section[key]
+    else:
+        section[key] = value
+    torch.save(checkpoint, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    return build(cfg, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("trainer", None, "it lacks the state 'trainer'"),
+        ("trainer", [1], "TypeError"),
+        ("trainer", "x", "TypeError"),
+        ("trainer.iteration", None, "KeyError: 'iteration'"),
+        ("trainer.iteration", "a", "its iteration is 'a'"),
+        ("trainer.iteration", -5, "its iteration is -5"),
+        ("trainer.iteration", 7, "its iteration is 1, and 7 in its trainer"),
+        ("iteration", "a", "its iteration is 'a'"),
+        ("trainer.run.seed", None, "KeyError: 'seed'"),
+        ("trainer.run.seed", "a", "its seed is 'a'"),
+        ("trainer.run", 7, "TypeError"),
+        ("trainer.run.data", 7, "TypeError"),
+        ("trainer.hooks", {"EvaluationHook": {}}, "KeyError: 'last_evaluated'"),
+        ("trainer.hooks", 7, "TypeError"),
+        ("trainer._trainer.optimizer", {}, "KeyError: 'state'"),
+        ("trainer._trainer", 7, "TypeError"),
+        ("config", 5, "its config is no text"),
+        ("config", "{{", "its config is no text"),
+    ],
+)
+def test_parts_of_other_types_are_refused(cfg, trained, tmp_path, place, value, words):
+    with pytest.raises(UserError) as refused:
+        resume_changed(cfg, trained, tmp_path, place, value)
+    sentence = str(refused.value)
+    path = tmp_path / "model_final.pth"
+    assert sentence.startswith(f"the checkpoint {path} cannot be gone on from ({words}")
+    assert f"MODEL.WEIGHTS {path} and another OUTPUT_DIR" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("trainer._trainer", "the momentum of the optimizer"),
+        ("trainer.run", "the order of the data"),
+        ("trainer.hooks", "what the hooks remember"),
+    ],
+)
+def test_parts_that_are_missing_are_a_warning(cfg, trained, said, tmp_path, place, words):
+    assert resume_changed(cfg, trained, tmp_path, place, None).start_iter == 2
+    assert f"lacks {words}: this training goes on as well as it can" in said()
+
+
+class PlainSchedule(Trainer):
+    """With a scheduler and a loader of its own."""
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 100)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return list(itertools.islice(super().build_train_loader(cfg), 4))
+
+
+def test_own_schedulers_and_loaders_are_said(cfg, said):
+    for max_iter in (2, 3):
+        cfg.SOLVER.MAX_ITER = max_iter
+        trainer = PlainSchedule(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+    assert said().count("StepLR goes on with the learning rates of the checkpoint") == 1
+    assert said().count("build_train_loader of PlainSchedule makes a loader of its own") == 2
+
+
 RUN = {
     "seed": 1,
     "data": {
@@ -235,3 +329,6 @@ def test_places_of_files_are_no_other_values(cfg):
     assert changed_values(before, cfg) == []
     cfg.SOLVER.STEPS = (7,)
     assert changed_values(before, cfg) == ["SOLVER.STEPS [] -> [7]"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    assert changed_model(before, cfg) == ["MODEL.FPN.OUT_CHANNELS was 64, is 32"]
+    assert changed_model(7, cfg) == changed_model("{{", cfg) == []

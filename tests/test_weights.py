@@ -280,6 +280,37 @@ def test_files_of_other_things(save, content, message):
         read_weights(save(content))
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x: x.to("meta"), "meta"),
+        (lambda x: x.to(torch.complex64), "complex"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantized"),
+        (lambda x: x.to_sparse(), "sparse"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights(save, change, kind):
+    path = save({"model": {"w": change(torch.ones(3, 2))}})
+    with pytest.raises(UserError, match=f"holds w as a {kind} tensor: save weights as dense"):
+        read_weights(path)
+
+
+def test_notes_of_other_types_are_left_out(save, caplog):
+    notes = {"class_names": 7, "preprocessing": "x", "config": 7}
+    loaded = read_weights(save({"model": {"w": torch.ones(1)}, **notes}))
+    assert loaded.keys() == {"model"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert "a int as its class_names, which is left out" in caplog.text
+
+
+def test_a_pickle_that_asks_for_too_much_memory(tmp_path):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(b"c__builtin__\nbytearray\n(I100000000000000\ntR.")
+    with pytest.raises(UserError, match=f"MODEL.WEIGHTS {path} asks for more memory than there is"):
+        read_weights(str(path))
+
+
 def test_a_program_of_torchscript(tmp_path):
     path = str(tmp_path / "traced.pt")
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
@@ -412,6 +443,21 @@ def test_evaluation_with_a_parameter_of_another_shape(refused, state):
     state["head.bbox_pred.bias"] = torch.zeros(7)
     message = refused(state, eval_only=True)
     assert "head.bbox_pred.bias is (7,) there and (12,) here" in message
+
+
+def test_a_head_of_other_channels_or_anchors_is_not_of_other_classes(refused, state, cfg):
+    text = cfg.dump()
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    wide = {"head.cls_score.weight": torch.zeros(9, 2 * channels, 3, 3)}
+    config = text.replace(f"OUT_CHANNELS: {channels}", f"OUT_CHANNELS: {2 * channels}")
+    message = refused({"model": {**state, **wide}, "config": config}, eval_only=True)
+    shapes = f"(9, {2 * channels}, 3, 3) there and (9, {channels}, 3, 3) here"
+    assert f"head.cls_score.weight is {shapes}" in message
+    assert f"MODEL.FPN.OUT_CHANNELS was {2 * channels}, is {channels}" in message
+    for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
+        state[f"head.{name}"] = torch.cat([state[f"head.{name}"]] * 3)
+    message = refused({"model": state, "config": 7}, eval_only=True)
+    assert "head.cls_score.weight is (27, " in message
 
 
 def test_evaluation_of_another_network(refused, state):

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
+from .checkpoints.checkpointer import usable_state
 from .resume import (
     check_foreign_optimizer_state,
     check_run,
@@ -26,6 +27,13 @@ from .resume import (
 from .signals import Stopped, after_the_step, at_once, has_arrived
 
 logger = logging.getLogger("detectron2.resume")
+
+# Parts of the trainer's state, each of which Detectron2 or another version may not write.
+_STATES = {
+    "run": "the order of the data",
+    "_trainer": "the momentum of the optimizer",
+    "hooks": "what the hooks remember",
+}
 
 
 class ResumableTrainer(DefaultTrainer):
@@ -80,17 +88,24 @@ class ResumableTrainer(DefaultTrainer):
 
         Raises:
             UserError: it is of another model, optimizer or data set.
+            LookupError, TypeError, ValueError, AttributeError: a part is missing or of another
+                type; the checkpointer makes a sentence of it.
         """
         path = self.checkpointer.get_checkpoint_file()
+        iteration = state_dict["iteration"]
+        if type(iteration) is not int or iteration < 0:
+            raise ValueError(f"its iteration is {iteration!r}")
         saved, now = state_dict.get("run"), self._describe_run()
         if saved:
             check_run(saved, now, path)
+            if type(saved["seed"]) is not int:
+                raise ValueError(f"its seed is {saved['seed']!r}")
             self.seed = saved["seed"]
-        else:
+        lacking = [what for key, what in _STATES.items() if key not in state_dict]
+        if lacking:
             logger.warning(
-                f"{path} was written by another program or version and lacks the order of the data"
-                f"{'' if '_trainer' in state_dict else ' and the momentum of the optimizer'}: "
-                "this training goes on as well as it can, but not exactly"
+                f"{path} was written by another program or version and lacks "
+                f"{' and '.join(lacking)}: this training goes on as well as it can, but not exactly"
             )
         hooks = dict(state_dict.get("hooks", {}))
         if isinstance(self.scheduler, LRMultiplier):
@@ -111,8 +126,13 @@ class ResumableTrainer(DefaultTrainer):
             return
         # A checkpoint has the iteration that was complete when it was written.
         self.start_iter = self.iter + 1
-        if "config" in found:
-            say_changed_values(found["config"], self.cfg)
+        with usable_state(self.checkpointer.get_checkpoint_file()):
+            if found.get("iteration", self.iter) != self.iter:
+                raise ValueError(
+                    f"its iteration is {found['iteration']!r}, and {self.iter} in its trainer"
+                )
+            if "config" in found:
+                say_changed_values(found["config"], self.cfg)
 
     def train(self) -> Any:
         """Train from ``start_iter`` on.
@@ -122,6 +142,12 @@ class ResumableTrainer(DefaultTrainer):
         """
         if isinstance(self.data_loader, TrainingLoader):
             self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
+        else:
+            logger.warning(
+                f"build_train_loader of {type(self).__name__} makes a loader of its own, of which "
+                "checkpoints do not keep the order of the data: a resumed training sees other "
+                "images than without the interruption"
+            )
         if self.start_iter >= self.max_iter and self.start_iter > 0:
             logger.info(
                 f"the training is finished after {self.start_iter} iterations, and is evaluated "
@@ -166,6 +192,10 @@ class ResumableTrainer(DefaultTrainer):
             scheduler.last_epoch = self.iter + 1
             rates = scheduler.get_lr()
         else:
+            logger.warning(
+                f"{type(scheduler).__name__} goes on with the learning rates of the checkpoint, "
+                "whatever SOLVER.BASE_LR is now: it is no LRMultiplier of Detectron2"
+            )
             rates = scheduler.get_last_lr()
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate

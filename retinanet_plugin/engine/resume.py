@@ -138,10 +138,36 @@ def changed_values(saved_config: str, cfg: CfgNode) -> list[str]:
 
     Args:
         saved_config: a text of YAML.
+
+    Raises:
+        ValueError: it is none.
     """
-    saved, now = (dict(_values(yaml.safe_load(text))) for text in (saved_config, cfg.dump()))
+    return [f"{key} {before} -> {now}" for key, before, now in _changes(saved_config, cfg)]
+
+
+def changed_model(saved_config: Any, cfg: CfgNode) -> list[str]:
+    """``KEY was OLD, is NEW`` of the keys under MODEL, which decide what weights fit.
+
+    Args:
+        saved_config: what a file has as its config; of what is none, nothing is known.
+    """
+    try:
+        changes = _changes(saved_config, cfg)
+    except ValueError:
+        return []
+    return [f"{key} was {a}, is {b}" for key, a, b in changes if key.startswith("MODEL.")]
+
+
+def _changes(saved_config: Any, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
+    try:
+        config = yaml.safe_load(saved_config)
+    except (yaml.YAMLError, AttributeError, TypeError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError("its config is no text of YAML")
+    saved, now = dict(_values(config)), dict(_values(yaml.safe_load(cfg.dump())))
     return [
-        f"{key} {saved.get(key)} -> {now.get(key)}"
+        (key, saved.get(key), now.get(key))
         for key in {**saved, **now}
         if saved.get(key) != now.get(key) and key not in _MAY_DIFFER
     ]
@@ -212,6 +238,6 @@ def _list(names: list[str], most: int = 6) -> str:
 
 def _remedy(path: str) -> str:
     return (
-        "resume with the config and data that it began with, or start a new training without "
-        f"--resume, with MODEL.WEIGHTS {path}"
+        "resume with the config and data that it began with, or start a new training in "
+        f"another OUTPUT_DIR, with MODEL.WEIGHTS {path}"
     )

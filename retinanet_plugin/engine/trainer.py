@@ -12,6 +12,7 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
+    verify_results,
 )
 from detectron2.utils import comm
 from torch import nn
@@ -25,7 +26,11 @@ from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from ..meta_arch import ModularRetinaNet
 from .checkpoints.checkpointer import Checkpointer
-from .checkpoints.earlier_checkpoints import prepare_output_dir
+from .checkpoints.earlier_checkpoints import (
+    prepare_output_dir,
+    refuse_weights_of_earlier_training,
+)
+from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
 from .resumable import ResumableTrainer
 from .signals import at_once
@@ -86,22 +91,34 @@ class Trainer(ResumableTrainer):
         """Load a checkpoint or ``MODEL.WEIGHTS``; then make room for this training's files.
 
         Raises:
-            UserError: see :meth:`Checkpointer.resume_or_load`.
+            UserError: see :meth:`Checkpointer.resume_or_load` and
+                :func:`refuse_weights_of_earlier_training`.
         """
         super().resume_or_load(resume)
+        if self.start_iter == 0:
+            refuse_weights_of_earlier_training(self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR)
         comm.synchronize()  # the files that are moved may be those that were loaded
         if comm.is_main_process():
             prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
 
     def train(self) -> Any:
-        """Detectron2's training, which an early stop ends with ``model_final`` as well."""
-        try:
-            return super().train()
-        except EarlyStop as stop:
-            self.iter = self._num_trained - 1
-            self.checkpointer.save("model_final", iteration=self.iter)
-            logger.info(f"The training ends early, after iteration {self.iter}: {stop}")
-        return getattr(self, "_last_eval_results", None)
+        """Detectron2's training, which an early stop ends with ``model_final`` as well.
+
+        Raises:
+            UserError: see :func:`missed_results_in_words`.
+        """
+        with missed_results_in_words(self.cfg, lambda: self._last_eval_results):
+            try:
+                super().train()
+            except EarlyStop as stop:
+                self.iter = self._num_trained - 1
+                self.checkpointer.save("model_final", iteration=self.iter)
+                logger.info(f"The training ends early, after iteration {self.iter}: {stop}")
+                if comm.is_main_process():
+                    verify_results(self.cfg, self._last_eval_results)
+        results = getattr(self, "_last_eval_results", None)
+        log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
+        return results
 
     def _evaluate(self) -> dict[str, Any]:
         with at_once():

@@ -63,7 +63,9 @@ def _pixels(cfg: CfgNode) -> dict[str, Any]:
 def _is_close(saved: Any, here: Any) -> bool:
     if isinstance(here, str):
         return bool(saved == here)
-    return len(saved) == len(here) and all(abs(x - y) < 0.01 for x, y in zip(saved, here))
+    if not isinstance(saved, list | tuple) or len(saved) != len(here):
+        return False
+    return all(isinstance(x, int | float) and abs(x - y) < 0.01 for x, y in zip(saved, here))
 
 
 def described_training(path: str) -> tuple[CfgNode, list[str]]:

@@ -16,6 +16,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from .checkpoint_contents import class_names_of, describe_training, other_pixels, plain
 from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
+from .finite_numbers import not_finite
 from .weight_files import UnreadableError, read_checkpoint, read_weights
 from .weight_report import WeightReport
 
@@ -62,7 +63,8 @@ class Checkpointer(DetectionCheckpointer):
             kwargs: plain values to save too.
 
         Raises:
-            UserError: it cannot be written. All older files are as they were.
+            UserError: it cannot be written, or weights or states of ``checkpointables`` are not
+                finite. All older files are as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -101,22 +103,26 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it;
                 "": none.
-            checkpointables: names; None: all.
+            checkpointables: names, each of which must be there; None: all that are there.
             source: what names the file, for messages.
 
         Returns:
             dict: what else the file holds.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: the file cannot be read, lacks a state, or has one that does not fit.
         """
         if not path:
             logger.info("MODEL.WEIGHTS is empty: all weights are new")
             return {}
         report, checkpoint = self.load_model(path, source)
         logger.log(logging.WARNING if report.is_suspicious else logging.INFO, str(report))
-        for key in self.checkpointables if checkpointables is None else checkpointables:
-            if key in checkpoint:
+        if checkpointables is None:
+            checkpointables = [key for key in self.checkpointables if key in checkpoint]
+        with usable_state(path):
+            for key in checkpointables:
+                if key not in checkpoint:
+                    raise LookupError(f"it lacks the state {key!r}")
                 self.checkpointables[key].load_state_dict(checkpoint.pop(key))
         return checkpoint
 
@@ -165,7 +171,7 @@ class Checkpointer(DetectionCheckpointer):
                 logger.info(f"no checkpoint in {self.save_dir} to go on from: a new training")
             return self.load(path, checkpointables=[])
         self.best_metric = self._saved_best_metric()
-        return self.load(found, source="the checkpoint")
+        return self.load(found, list(self.checkpointables), source="the checkpoint")
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
@@ -187,6 +193,14 @@ class Checkpointer(DetectionCheckpointer):
             **plain(more, "checkpoint"),
             **(describe_training(self.cfg) if self.cfg else {}),
         }
+        failed = not_finite(content)
+        if failed:
+            raise UserError(
+                f"{failed} has NaN or infinite numbers, so that {path} is not written: lower "
+                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set "
+                "SOLVER.CLIP_GRADIENTS.ENABLED True, and start anew or, from before it failed, "
+                "with --resume; all older files are as they were"
+            )
         logger.info(f"Saving checkpoint to {path}")
         write_whole_file(path, lambda file: torch.save(content, file), _GO_ON)
         return path
@@ -211,6 +225,31 @@ class Checkpointer(DetectionCheckpointer):
         except UnreadableError:
             return -math.inf
         return float(best) if isinstance(best, float) else -math.inf
+
+
+@contextlib.contextmanager
+def usable_state(path: str) -> Iterator[None]:
+    """While the state of a training is taken from the file ``path``.
+
+    Raises:
+        UserError: for whatever is raised because a part is missing or of another type.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        reason = (
+            words
+            if type(error) in (LookupError, ValueError)
+            else f"{type(error).__name__}: {words}"
+        )
+        raise UserError(
+            f"the checkpoint {path} cannot be gone on from ({reason}): resume from another one, or "
+            f"start a new training from its weights, with MODEL.WEIGHTS {path} and another "
+            "OUTPUT_DIR"
+        ) from error
 
 
 @contextlib.contextmanager

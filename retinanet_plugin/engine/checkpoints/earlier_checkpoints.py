@@ -7,19 +7,22 @@ import shutil
 
 from ...errors import UserError
 from ...whole_files import remove_leftovers
+from .finite_numbers import not_finite
 from .weight_files import UnreadableError, read_checkpoint
 
 logger = logging.getLogger("detectron2.checkpointer")
 
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
+_LONGEST_PATH = 1024  # characters
 _OF_A_TRAINING = re.compile(r"model_(\d+|final|best)\.pth")
 
 
 def find_checkpoint(output_dir: str, quiet: bool = False) -> str | None:
     """The checkpoint that ``--resume`` goes on from.
 
-    It is the one that ``last_checkpoint`` names, or, if that is not whole, the whole one of the
-    latest iteration, with a warning that names both.
+    It is the one that ``last_checkpoint`` names, or, if that is not usable, the usable one of the
+    latest iteration, with a warning that names both. Usable is what can be read to its end and
+    holds finite numbers.
 
     Args:
         output_dir: ``OUTPUT_DIR``, which need not exist.
@@ -29,27 +32,32 @@ def find_checkpoint(output_dir: str, quiet: bool = False) -> str | None:
         str or None: its path; None: no training left a checkpoint.
 
     Raises:
-        UserError: there are checkpoints, of which none is whole.
+        UserError: there are checkpoints, of which none is usable.
     """
     named, problem = _named_checkpoint(output_dir)
     if named and not problem:
+        if not quiet and not _is_in(output_dir, named):
+            logger.warning(
+                f"{os.path.join(output_dir, 'last_checkpoint')} names a file outside of "
+                f"OUTPUT_DIR, {named}: --resume goes on from it"
+            )
         return named
-    found, problems = _newest_whole(output_dir, skip=named)
+    found, problems = _newest_usable(output_dir, skip=named)
     if named or problem:
         problems.insert(0, problem)
     if found is None:
         if not problems:
             return None
         raise UserError(
-            f"no checkpoint in {output_dir} is whole ({'; '.join(problems)}): train without "
-            "--resume, or put a whole one there"
+            f"no checkpoint in {output_dir} can be gone on from ({'; '.join(problems)}): train "
+            "without --resume, or put a whole one there"
         )
     if not quiet:
         path, iteration = found
         problems = problems or [f"{os.path.join(output_dir, 'last_checkpoint')} is missing"]
         logger.warning(
             f"{'; '.join(problems)}: --resume goes on from {path}, of iteration {iteration}, the "
-            "newest whole checkpoint"
+            "newest usable checkpoint"
         )
     return found[0]
 
@@ -73,6 +81,26 @@ def prepare_output_dir(output_dir: str, resumed: bool) -> None:
     remove_leftovers(output_dir)
     if not resumed:
         set_aside_earlier_training(output_dir)
+
+
+def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
+    """Refuse a ``MODEL.WEIGHTS`` that :func:`set_aside_earlier_training` moves away.
+
+    If the new training is stopped before its first checkpoint, ``--resume`` begins with it again.
+
+    Raises:
+        UserError: it is a checkpoint of a training in ``output_dir``.
+    """
+    for path in (weights, os.path.realpath(weights)):
+        folder, name = os.path.split(os.path.abspath(path))
+        if _OF_A_TRAINING.fullmatch(name) and folder in map(
+            os.path.abspath, (output_dir, os.path.realpath(output_dir))
+        ):
+            raise UserError(
+                f"MODEL.WEIGHTS {weights} is of an earlier training in OUTPUT_DIR {output_dir}, "
+                "where the new one gives its files the same names: set another OUTPUT_DIR, or go "
+                "on with the earlier training by --resume"
+            )
 
 
 def set_aside_earlier_training(output_dir: str) -> None:
@@ -111,14 +139,14 @@ def _named_checkpoint(output_dir: str) -> tuple[str, str]:
         return "", ""
     except (OSError, UnicodeDecodeError):
         return "", f"{tag} cannot be read"
-    if not name or "\0" in name or "\n" in name:
+    if not name or "\0" in name or "\n" in name or len(name) > _LONGEST_PATH:
         return "", f"{tag} names no file"
     path = os.path.join(output_dir, name)
-    return path, _why_not_whole(path)
+    return path, _why_not_usable(path)
 
 
-def _newest_whole(output_dir: str, skip: str) -> tuple[tuple[str, int] | None, list[str]]:
-    """The whole checkpoint of the latest iteration with it, and what is wrong with newer ones."""
+def _newest_usable(output_dir: str, skip: str) -> tuple[tuple[str, int] | None, list[str]]:
+    """The usable checkpoint of the latest iteration with it, and what is wrong with newer ones."""
     problems, iterations = [], {}
     for name in sorted(os.listdir(output_dir)) if os.path.isdir(output_dir) else []:
         path = os.path.join(output_dir, name)
@@ -133,20 +161,24 @@ def _newest_whole(output_dir: str, skip: str) -> tuple[tuple[str, int] | None, l
         if isinstance(iteration, int):  # others are weights that somebody put there
             iterations[path] = iteration
     for path in sorted(iterations, key=lambda path: iterations[path], reverse=True):
-        problem = _why_not_whole(path)
+        problem = _why_not_usable(path)
         if not problem:
             return (path, iterations[path]), problems
         problems.append(problem)
     return None, problems
 
 
-def _why_not_whole(path: str) -> str:
-    """ "" if the checkpoint can be read to its end."""
+def _why_not_usable(path: str) -> str:
+    """ "" if the checkpoint can be read to its end and holds finite numbers."""
     try:
-        read_checkpoint(path)
+        failed = not_finite(read_checkpoint(path))
     except UnreadableError as error:
         return _problem(path, error)
-    return ""
+    return f"{path} has NaN or infinite numbers in {failed}" if failed else ""
+
+
+def _is_in(folder: str, path: str) -> bool:
+    return os.path.abspath(os.path.dirname(path)) == os.path.abspath(folder)
 
 
 def _problem(path: str, error: UnreadableError) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import zipfile
@@ -18,8 +19,14 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from .safe_pickle import NOT_CODE, ArrayUnpickler, UnreadableError, numpy_globals
 
+logger = logging.getLogger("detectron2.checkpointer")
+
+_TOO_LARGE = (
+    "asks for more memory than there is: copy it anew if it is damaged, or take a larger machine"
+)
 # Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
 NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
+_NOTE_TYPES = {"class_names": (list, tuple), "preprocessing": (dict,), "config": (str,)}
 
 
 def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
@@ -44,6 +51,7 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
         _check_arrays(checkpoint["model"])
     except UnreadableError as error:
         raise UserError(f"{source} {path} {error}") from error
+    _leave_out_wrong_notes(checkpoint, f"{source} {path}")
     if uses_heuristics:
         checkpoint["matching_heuristics"] = True
     return checkpoint
@@ -70,8 +78,6 @@ def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
             loaded = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
             )
-    except MemoryError:
-        raise
     except Exception as error:  # of a damaged file, torch and zipfile raise nearly anything
         raise UnreadableError(_why_not_loaded(error)) from error
     if not isinstance(loaded, dict):
@@ -189,8 +195,10 @@ def _read_pickle(path: str) -> dict[str, Any]:
     with open_file(path) as file:
         try:
             data = ArrayUnpickler(file, encoding="latin1").load()
-        except (MemoryError, UnreadableError):
+        except UnreadableError:
             raise
+        except MemoryError as error:
+            raise UnreadableError(_TOO_LARGE) from error
         except Exception as error:  # of a damaged pickle, nearly anything is raised
             reason = " ".join(str(error).split())
             raise UnreadableError(
@@ -245,6 +253,8 @@ def _why_not_loaded(error: Exception) -> str:
     if isinstance(error, UnreadableError):
         return str(error)
     message = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in message:
+        return _TOO_LARGE
     foreign = re.search(r"GLOBAL ([\w.]*\w)", message)
     if foreign:
         return (
@@ -274,3 +284,28 @@ def _check_arrays(model: Any) -> None:
                 f"holds a {type(x).__name__} as {key!r} where weights should be: save the model's "
                 "state_dict under the name 'model'"
             )
+        kind = _unusual_kind(x) if isinstance(x, torch.Tensor) else ""
+        if kind:
+            raise UnreadableError(
+                f"holds {key} as a {kind} tensor: save weights as dense tensors of real numbers"
+            )
+
+
+def _unusual_kind(x: torch.Tensor) -> str:
+    """What makes it one that no parameter can be set to, or ""."""
+    kinds = {
+        "meta": x.is_meta,  # without numbers
+        "complex": x.is_complex(),
+        "quantized": x.is_quantized,
+        "sparse": x.layout != torch.strided,
+    }
+    return next((kind for kind, holds in kinds.items() if holds), "")
+
+
+def _leave_out_wrong_notes(checkpoint: dict[str, Any], source: str) -> None:
+    """Files of other programs may use our names for something else."""
+    for key, types in _NOTE_TYPES.items():
+        note = checkpoint.get(key)
+        if note is not None and not isinstance(note, types):
+            logger.warning(f"{source} has a {type(note).__name__} as its {key}, which is left out")
+            del checkpoint[key]

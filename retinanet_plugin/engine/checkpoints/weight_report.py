@@ -140,14 +140,19 @@ class WeightReport:
                 f"{FROM_RANDOM_WEIGHTS}"
             )
 
-    def refuse_unless_it_fits(self) -> None:
+    def refuse_unless_it_fits(self, changed: Sequence[str] = ()) -> None:
         """
+        Args:
+            changed: what differs between the config of the file and the present one.
+
         Raises:
             UserError: not everything was loaded, the file is of another model, or of other classes.
         """
         self._refuse_nothing()
         remedy = "set MODEL.WEIGHTS to weights of this model, or the config to that of the weights"
         start = f"{self.source} does not fit the model"
+        if changed:
+            start += f" ({_list(changed)})"
         if any(self._is_class_head_of_another_size(name) for name in self.new):
             raise UserError(
                 f"{start}: {_CLASS_HEAD}weight is for other classes ({self._classes()}): set "
@@ -190,7 +195,12 @@ class WeightReport:
         return any(n.startswith(_CLASS_HEAD) and n not in self.new for n in self.sizes)
 
     def _is_class_head_of_another_size(self, name: str) -> bool:
-        return name.startswith(_CLASS_HEAD) and name in self.shapes
+        """Other anchors change the box head too; other channels, more than the first number."""
+        if not name.startswith(_CLASS_HEAD) or name not in self.shapes:
+            return False
+        found, here = self.shapes[name]
+        has_other_anchors = any(other.startswith("head.bbox_pred.") for other in self.shapes)
+        return list(found[1:]) == list(here[1:]) and not has_other_anchors
 
     def _classes(self) -> str:
         """How many classes the class head is for, in the file and here."""

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
@@ -17,9 +18,10 @@ from ...data.images.image_files import check_image_files
 from ...errors import UserError, registered
 from ...execution.cuda_graphs import CudaGraphs
 from ..checkpoints.checkpointer import Checkpointer
-from ..checkpoints.earlier_checkpoints import find_checkpoint
+from ..checkpoints.earlier_checkpoints import find_checkpoint, refuse_weights_of_earlier_training
 from ..checkpoints.weight_files import without_query
 from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
+from ..resume import changed_model
 from .config_checks import check_values
 from .config_values import flattened
 from .device_checks import check_devices, check_processes, num_processes
@@ -57,6 +59,8 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         if not checkpoint:
             check_weights(cfg.MODEL.WEIGHTS, required=args.eval_only)
         check_weights_fit(cfg, model, checkpoint, args.eval_only)
+        if not checkpoint and not args.eval_only:
+            refuse_weights_of_earlier_training(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
 
 
 def check_model(cfg: CfgNode) -> nn.Module:
@@ -119,11 +123,12 @@ def check_weights_fit(
         UserError: the file cannot be read, or see :class:`WeightReport`.
     """
     if checkpoint:
-        report, _ = Checkpointer(model, cfg=cfg).load_model(checkpoint, "the checkpoint")
-        report.refuse_unless_it_fits()
+        report, more = Checkpointer(model, cfg=cfg).load_model(checkpoint, "the checkpoint")
+        report.refuse_unless_it_fits(changed_model(more.get("config"), cfg))
     elif cfg.MODEL.WEIGHTS:
-        report, _ = Checkpointer(model, cfg=cfg).load_model(cfg.MODEL.WEIGHTS)
-        report.refuse_unless_it_fits() if eval_only else report.refuse_for_training(model)
+        report, more = Checkpointer(model, cfg=cfg).load_model(cfg.MODEL.WEIGHTS)
+        changed = changed_model(more.get("config"), cfg)
+        report.refuse_unless_it_fits(changed) if eval_only else report.refuse_for_training(model)
     elif frozen_weights(model):
         raise UserError(
             "MODEL.WEIGHTS is empty, but layers are frozen (MODEL.BACKBONE.FREEZE_AT is "
@@ -157,6 +162,10 @@ def check_weights(path: str, required: bool = False) -> None:
             f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
             f"MODEL.WEIGHTS to its path, or {FROM_RANDOM_WEIGHTS}"
         ) from error
+    if os.path.isdir(path):
+        raise UserError(
+            f"MODEL.WEIGHTS {path} is a folder: name a file in it, such as {path}/model_final.pth"
+        )
     if not found:
         raise UserError(
             f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or "
