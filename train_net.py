@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated|torch.meshgr
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -28,7 +28,10 @@ from retinanet_plugin.engine import (
     check_before_training,
     in_its_own_words,
     keep_tracebacks_off_the_console,
+    log_end,
+    missed_results_in_words,
     one_sentence_errors,
+    set_up,
     setup_config,
     stop_signals,
 )
@@ -37,7 +40,7 @@ from retinanet_plugin.engine import (
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Runs in every process, one a GPU; returns the metrics of ``DATASETS.TEST``."""
     cfg = setup_config(args)
-    default_setup(cfg, args)
+    set_up(cfg, args)
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
@@ -47,7 +50,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
-        verify_results(cfg, results)
+        with missed_results_in_words(cfg, lambda: results):
+            verify_results(cfg, results)
+    resumed = checkpointer.get_checkpoint_file() if args.resume else ""
+    log_end(cfg, results, resumed or cfg.MODEL.WEIGHTS)
     return results
 
 

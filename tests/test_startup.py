@@ -282,6 +282,15 @@ def test_nothing_is_fetched_before_all_else_is_right(data, monkeypatch):
             train_net.run(["--config-file", INSTANT, "--opts", *opts])
 
 
+def test_a_run_to_resume_that_is_not_there_is_warned_of(data, capsys, tmp_path):
+    opts = [*data, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "none.pth"]
+    with pytest.raises(SystemExit):
+        train_net.run(["--config-file", INSTANT, "--resume", "--opts", *opts])
+    assert (
+        f"WARNING: --resume was given but OUTPUT_DIR {tmp_path} has no" in capsys.readouterr().out
+    )
+
+
 def test_warnings_are_shown_before_training(data, capsys, tmp_path):
     opts = [*data, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.WARMUP_ITERS", "9"]
     with pytest.raises(SystemExit):

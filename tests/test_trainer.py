@@ -1,5 +1,8 @@
 """The trainer in one process of Python: what it puts around the model stays out of checkpoints."""
 
+import argparse
+import logging
+
 import pytest
 import torch
 from conftest import ROOT
@@ -7,7 +10,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
-from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine import Trainer, command_line, log_end
+from retinanet_plugin.errors import UserError
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
@@ -67,3 +71,32 @@ def test_training_through_cuda_graphs(cfg, captured, tmp_path):
     found, expected = (Trainer.test(cfg, model)["bbox"] for model in (resumed.model, bare))
     assert found == pytest.approx(expected, nan_ok=True)
     resumed.train()
+
+
+def test_results_that_are_missed_are_one_sentence(cfg, caplog):
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 99.0, 0.5], ["bbox", "AP50", 50.0, 50.0]]
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(UserError, match=r"EXPECTED_RESULTS are missed on .* and not 99, up to 0.5"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_the_last_line_says_what_there_is_and_what_to_do_next(cfg, tmp_path, caplog, has_config):
+    if has_config:
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, {"bbox": {"AP": 62.94}}, "model_final.pth")
+    (line,) = caplog.messages
+    assert line.startswith(f"done: AP 62.9 on {cfg.DATASETS.TEST[0]}, weights in model_final.pth")
+    command = f"python -m retinanet_plugin visualize --config-file {tmp_path}/config.yaml"
+    assert line.endswith(command) == has_config
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
+def test_an_evaluation_leaves_the_config_of_the_training(cfg, tmp_path, monkeypatch, eval_only):
+    path = tmp_path / "config.yaml"
+    path.write_text("of the training")
+    monkeypatch.setattr(command_line, "default_setup", lambda *_: path.write_text("of this run"))
+    command_line.set_up(cfg, argparse.Namespace(eval_only=eval_only))
+    assert path.read_text() == ("of the training" if eval_only else "of this run")

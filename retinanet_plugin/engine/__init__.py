@@ -7,7 +7,8 @@ from .checks.startup_checks import (
     check_weights,
     check_weights_fit,
 )
-from .command_line import argument_parser, setup_config
+from .command_line import argument_parser, set_up, setup_config
+from .ending import log_end, missed_results_in_words
 from .failures.console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
 from .signals import stop_signals
 from .trainer import Trainer, inference_folder
@@ -23,7 +24,10 @@ __all__ = [
     "in_its_own_words",
     "inference_folder",
     "keep_tracebacks_off_the_console",
+    "log_end",
+    "missed_results_in_words",
     "one_sentence_errors",
+    "set_up",
     "setup_config",
     "stop_signals",
 ]

@@ -1,13 +1,16 @@
 """The command line of ``train_net.py``: its options, and the config they make."""
 
 import argparse
+import os
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 
 from ..config import load_config
 from ..data.annotations.coco_json import register_coco_json
 from ..data.annotations.num_classes import NUM_CLASSES_KEY, take_num_classes
+from ..whole_files import write_whole_file
 from .checks.startup_log import log_on_console
 
 
@@ -23,6 +26,22 @@ def argument_parser() -> argparse.ArgumentParser:
         help="config options; write them last",
     )
     return parser
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup``; an evaluation leaves a training's ``config.yaml`` as it is.
+
+    Args:
+        cfg: of :func:`setup_config`.
+        args: of :func:`argument_parser`.
+    """
+    path, kept = os.path.join(cfg.OUTPUT_DIR, "config.yaml"), None
+    if args.eval_only and comm.is_main_process() and os.path.isfile(path):
+        with open(path, "rb") as file:
+            kept = file.read()
+    default_setup(cfg, args)
+    if kept is not None:
+        write_whole_file(path, lambda file: file.write(kept))
 
 
 def setup_config(args: argparse.Namespace) -> CfgNode:

@@ -97,7 +97,7 @@ class EvaluationHook(EvalHook):
             self._do_eval()
         self.last_evaluated = trained
         # All processes are to decide alike, and the first one alone has results.
-        ap = comm.all_gather(_average_precision(self._results))[0]
+        ap = comm.all_gather(average_precision(self._results))[0]
         if ap is not None:
             self._compare(0.0 if math.isnan(ap) else ap)  # NaN: there were no detections
 
@@ -159,7 +159,7 @@ def _note(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
         storage.put_scalar(prefix + name, value, smoothing_hint=False)
 
 
-def _average_precision(results: dict[str, Any] | None) -> float | None:
+def average_precision(results: dict[str, Any] | None) -> float | None:
     """AP of the first test set, as COCO counts it (0 to 100); None: it was not computed."""
     metrics = flatten_results_dict(results or {})
     return next((float(value) for key, value in metrics.items() if key.endswith("bbox/AP")), None)

@@ -1,0 +1,82 @@
+"""How a run ends: with the results that were expected, and a line that says what there is now."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from ..config import load_config
+from ..errors import UserError
+from .signals import Stopped
+from .watch import average_precision
+
+logger = logging.getLogger("detectron2.trainer")
+
+
+@contextlib.contextmanager
+def missed_results_in_words(
+    cfg: CfgNode, results: Callable[[], dict[str, Any] | None]
+) -> Iterator[None]:
+    """Turn the bare end of the process in Detectron2's ``verify_results`` into a sentence.
+
+    Args:
+        cfg: with ``TEST.EXPECTED_RESULTS``.
+        results: returns what was verified.
+
+    Raises:
+        UserError: a result is missing, or not as expected.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except SystemExit as error:
+        found = results() or {}
+        wrong = [
+            f"{task} {metric} is {value:.4g} and not {wanted:g}, up to {tolerance:g}"
+            for task, metric, wanted, tolerance in cfg.TEST.EXPECTED_RESULTS
+            # NaN is not within any tolerance.
+            if not abs((value := found.get(task, {}).get(metric, float("nan"))) - wanted)
+            <= tolerance
+        ]
+        raise UserError(
+            f"TEST.EXPECTED_RESULTS are missed on {cfg.DATASETS.TEST[0]} ({'; '.join(wrong)}): "
+            "look for what changed, or correct them"
+        ) from error
+
+
+def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
+    """Say in a line how good the model is, where its weights are, and what to do next.
+
+    Args:
+        cfg: of the run.
+        results: of its last evaluation; None: there was none.
+        weights: path of the weights.
+    """
+    if not comm.is_main_process():
+        return
+    ap = average_precision(results)
+    score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
+    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    look = ""
+    if ap is not None and _shows_detections(cfg, config):
+        look = (
+            f"; look at the detections: python -m retinanet_plugin visualize --config-file {config}"
+        )
+    logger.info(f"done: {score}weights in {weights}{look}")
+
+
+def _shows_detections(cfg: CfgNode, config: str) -> bool:
+    """Whether ``visualize`` with the file ``config`` draws what was evaluated."""
+    name = cfg.DATASETS.TEST[0]
+    if MetadataCatalog.get(name).get("evaluator_type") != "coco":
+        return False
+    try:
+        return list(load_config(config).DATASETS.TEST[:1]) == [name]
+    except UserError:
+        return False
