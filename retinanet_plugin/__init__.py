@@ -6,7 +6,14 @@ Reuse from another Detectron2 project::
     add_retinanet_config(cfg)  # then: cfg.MODEL.META_ARCHITECTURE = "ModularRetinaNet"
 """
 
+import signal
+import sys
 import warnings
+
+# Ctrl-C during the seconds that the imports of ``python -m retinanet_plugin`` take needs no
+# traceback. Python looks for what it is to run, and the name of the program is "-m" until then.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     import detectron2  # noqa: F401

@@ -1,6 +1,7 @@
 """``python -m retinanet_plugin COMMAND``: what people run besides training."""
 
 import argparse
+import signal
 from collections.abc import Sequence
 
 from .commands import COMMANDS
@@ -25,4 +26,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     keep_tracebacks_off_the_console()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while the package was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fvcore.common.registry import Registry
+from torch import Tensor
 
 
 class UserError(ValueError):
@@ -17,6 +18,16 @@ class UserError(ValueError):
         if message.startswith("Caught UserError in "):
             message = message.rpartition("UserError: ")[2].strip()
         super().__init__(message)
+
+
+def described(returned: object) -> str:
+    """What a part returned, for the sentence that says that it is to return something else."""
+    if isinstance(returned, tuple):
+        return f"({', '.join(map(described, returned))})"
+    if isinstance(returned, Tensor):
+        dtype = str(returned.dtype).removeprefix("torch.")
+        return f"a tensor of shape {tuple(returned.shape)}, {dtype}"
+    return type(returned).__name__
 
 
 def registered(registry: Registry, name: str, key: str) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .compat import batch_images, log_scalar
 from .config import head_input_shapes, num_cell_anchors
 from .eager import is_transformed
-from .errors import UserError, registered
+from .errors import UserError, described, registered
 from .execution import Execution
 from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
@@ -32,6 +32,7 @@ from .matching import (
     Targets,
     check_gt_classes,
     check_ignore_threshold,
+    checked_targets,
     ignore_covered,
     read_ground_truth,
     read_ignore_boxes,
@@ -234,7 +235,8 @@ class ModularRetinaNet(nn.Module):
         predictions = (
             [level.detach() for level in levels] for levels in (pred_logits, pred_anchor_deltas)
         )
-        return Targets(*self.matcher(anchors, gt_instances, *predictions))
+        found = self.matcher(anchors, gt_instances, *predictions)
+        return checked_targets(found, anchors, gt_instances)
 
     @torch.no_grad()
     def label_anchors(
@@ -254,7 +256,7 @@ class ModularRetinaNet(nn.Module):
             UserError: a ground-truth class is not one of 0..K-1.
         """
         check_gt_classes(gt_instances, self.num_classes)
-        targets = Targets(*self.matcher(anchors, gt_instances))
+        targets = checked_targets(self.matcher(anchors, gt_instances), anchors, gt_instances)
         return targets.gt_labels, targets.matched_gt_boxes
 
     def regions_to_ignore(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
@@ -302,10 +304,10 @@ class ModularRetinaNet(nn.Module):
             for labels, logits in zip(labels_of_levels, pred_logits)
         ]
         loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
-        if loss_cls.dim():
+        if not isinstance(loss_cls, Tensor) or loss_cls.dim():
             raise UserError(
-                f"{type(self.cls_loss).__name__} returns a tensor of shape "
-                f"{tuple(loss_cls.shape)}: return the sum over all anchors, a scalar"
+                f"{type(self.cls_loss).__name__} returns {described(loss_cls)}: return the sum "
+                "over all anchors, a scalar"
             )
         foreground = self._is_foreground(gt_labels)
         loss_box_reg = foreground_box_loss(

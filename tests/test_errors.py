@@ -280,6 +280,25 @@ class OneTensor(SigmoidLoss):
         return error_logits.square()
 
 
+class SumForEach(SigmoidLoss):
+    def loss_and_slope(self, error_logits):
+        return error_logits.sum(), error_logits
+
+
+class Returning(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, *args):
+        return self.value
+
+
+class LabelsOfOneImage(torch.nn.Module):
+    def forward(self, anchors, gt_instances):
+        return torch.zeros(3).long(), torch.zeros(3, 4)
+
+
 class LossOfEachClass(torch.nn.Module):
     def forward(self, pred_logits, gt_labels, anchors):
         return pred_logits[0].square().sum(dim=(0, 1, 2, 3))
@@ -294,11 +313,16 @@ class SumOfRows(torch.nn.Module):
     ("name", "part", "message"),
     [
         ("cls_loss", OneTensor(alpha=0.25), "loss_and_slope of the classification loss does not"),
+        ("cls_loss", SumForEach(alpha=0.25), r", but \(a tensor of shape \(\), float32, a tensor"),
         ("cls_loss", LossOfEachClass(), r"LossOfEachClass returns a tensor of shape \(5,\)"),
-        ("box_loss", SumOfRows(), r"the box loss returns a tensor of shape \(\): return one loss"),
+        ("box_loss", SumOfRows(), r"the box loss returns a tensor of shape \(\), float32: return"),
+        ("cls_loss", Returning(None), "Returning returns NoneType: return the sum"),
+        ("box_loss", Returning((1, 2)), r"the box loss returns \(int, int\): return one loss"),
+        ("matcher", Returning(None), "the matcher returns NoneType: return gt_labels of shape"),
+        ("matcher", LabelsOfOneImage(), r"returns \(a tensor of shape \(3,\), int64, a tensor of"),
     ],
 )
-def test_losses_that_return_something_else(small_cfg, name, part, message):
+def test_parts_that_return_something_else(small_cfg, name, part, message):
     model = build_model(small_cfg).train()
     setattr(model, name, part)
     with pytest.raises(UserError, match=message):

@@ -8,6 +8,7 @@ import pickle
 import resource
 import signal
 import struct
+import sys
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -16,14 +17,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import check_image_size, read_image
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, verify_results
 from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.multiprocessing import ProcessExitedException, start_processes
 from torch.utils.data import DataLoader, Dataset
 
-from retinanet_plugin.engine import in_its_own_words, one_sentence_errors
+from retinanet_plugin.engine import (
+    in_its_own_words,
+    one_sentence_errors,
+    stop_signals,
+)
 from retinanet_plugin.engine.failures.console import keep_tracebacks_off_the_console
 from retinanet_plugin.engine.failures.sentences import is_out_of_memory, sentence_of
 from retinanet_plugin.errors import UserError
@@ -285,6 +291,25 @@ def test_interrupted_outside_of_a_training(capsys):
     assert console.err == "interrupted\n"
 
 
+def raise_stopped():
+    with stop_signals():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_only_this_package_ends_the_process(capsys):
+    told, console = ending(lambda: sys.exit(0), capsys)
+    assert told.startswith(f"error: SystemExit in {__file__}, which is not of this package")
+    assert "Traceback (most recent call last)" in console.err
+    cfg = CfgNode({"TEST": {"EXPECTED_RESULTS": [["bbox", "AP", 50.0, 1.0]]}})
+    assert ending(lambda: verify_results(cfg, {"bbox": {"AP": 1.0}}), capsys)[0] == 1
+    assert ending(raise_stopped, capsys)[0] == 143
+
+
+@pytest.mark.parametrize(("error", "is_own"), [(OSError("mine"), True), (OSError(5, "I/O"), False)])
+def test_an_error_of_files_that_a_user_raises(error, is_own):
+    assert (sentence_of(error_of(lambda: raised(error))) is None) == is_own
+
+
 def in_a_process(rank, way):
     in_its_own_words(_ends, way)
 
@@ -294,16 +319,21 @@ def _ends(way):
         Path("/none/a.json").read_text()
     if way == "fault":
         [][1]
-    raise SystemExit(143)
+    if way == "exit":
+        raise SystemExit(0)
+    raise_stopped()
 
 
-@pytest.mark.parametrize("way", ["file", "fault", "signal"])
+@pytest.mark.parametrize("way", ["file", "fault", "exit", "signal"])
 def test_processes_that_a_training_starts(way, capfd):
     status, console = ending(
         lambda: start_processes(in_a_process, args=(way,), nprocs=2, start_method="fork"), capfd
     )
     if way == "signal":
         assert status == 143
+    elif way == "exit":
+        assert status == 1
+        assert f"error: SystemExit in {__file__}, which is not of this package" in console.err
     elif way == "file":
         assert status.startswith("error: /none/a.json does not exist")
         assert "\n" not in status

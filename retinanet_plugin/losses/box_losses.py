@@ -10,7 +10,7 @@ from fvcore.common.registry import Registry
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, described
 from .box_deltas import boxes_of, deltas_of
 from .iou_losses import ciou_loss, diou_loss, giou_loss
 
@@ -147,10 +147,11 @@ def foreground_box_loss(
         matched_gt_boxes.split(sizes, dim=1),
     ):
         boxes = boxes.tensor.expand_as(gt_boxes)
-        losses = box_loss(*rows(is_fg, deltas, boxes, gt_boxes))
-        if losses.dim() != 1:
+        arguments = rows(is_fg, deltas, boxes, gt_boxes)
+        losses = box_loss(*arguments)
+        if not isinstance(losses, Tensor) or losses.shape != arguments[0].shape[:1]:
             raise UserError(
-                f"the box loss returns a tensor of shape {tuple(losses.shape)}: return one loss "
+                f"the box loss returns {described(losses)}: return one loss "
                 "for each row of boxes, shape (rows,)"
             )
         if masked:

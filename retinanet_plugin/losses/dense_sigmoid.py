@@ -170,7 +170,7 @@ def _plain_loss(
     is_class = labels == torch.arange(logits.shape[-1], device=logits.device)
     logits = torch.where(is_known, logits, 0.0)
     errors = torch.where(is_class, -logits, logits)
-    loss, _ = two_tensors(loss_and_slope(errors))
+    loss, _ = two_tensors(loss_and_slope, errors)
     if alpha is not None:
         loss = loss * torch.where(is_class, alpha, 1 - alpha)
     return torch.where(is_known, loss, 0.0).sum()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, described
 from ..subnormal import flush_tiny_
 
 # From errors -x_t, of any shape, to phi of them and its derivative.
@@ -58,18 +58,24 @@ def dense_anchor_losses(
     return losses
 
 
-def two_tensors(result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a formula returned, which projects that build on this one write themselves.
+def two_tensors(loss_and_slope: LossAndSlope, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """What a formula returns for ``errors``; projects that build on this one write their own.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is something else than two tensors of that shape.
     """
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise UserError(
-            "loss_and_slope of the classification loss does not return two tensors but "
-            f"{type(result).__name__}: return phi(v) and its derivative"
-        )
-    return result
+    result = loss_and_slope(errors)
+    if (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and all(isinstance(x, Tensor) and x.shape == errors.shape for x in result)
+    ):
+        return result
+    raise UserError(
+        "loss_and_slope of the classification loss does not return two tensors of the shape of "
+        f"its argument, {tuple(errors.shape)}, but {described(result)}: return phi(v) and its "
+        "derivative for each v"
+    )
 
 
 def _chunk_losses(
@@ -120,8 +126,8 @@ def _unmasked_losses(
         _, loss, slope, *spare = memory
         loss_and_slope.write(logits, loss, slope, spare)
     else:
-        loss, slope = two_tensors(loss_and_slope(logits))
-    fg_loss, fg_slope = two_tensors(loss_and_slope(-logits.gather(-1, index)))
+        loss, slope = two_tensors(loss_and_slope, logits)
+    fg_loss, fg_slope = two_tensors(loss_and_slope, -logits.gather(-1, index))
     bg_weight: float | Tensor = 1.0
     if alpha is not None:
         bg_weight = 1 - alpha

@@ -16,7 +16,7 @@ from .ignore_regions import (
 )
 from .iou_matcher import IoUMatcher
 from .registry import MATCHER_REGISTRY
-from .targets import Targets
+from .targets import Targets, checked_targets
 
 __all__ = [
     "MATCHER_REGISTRY",
@@ -25,6 +25,7 @@ __all__ = [
     "Targets",
     "check_gt_classes",
     "check_ignore_threshold",
+    "checked_targets",
     "ignore_covered",
     "padded_regions",
     "padded_truth",

@@ -1,8 +1,12 @@
 """What a matcher gives: the targets of every anchor."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+from ..errors import UserError, described
 
 
 class Targets(NamedTuple):
@@ -19,3 +23,26 @@ class Targets(NamedTuple):
     gt_labels: Tensor
     matched_gt_boxes: Tensor
     gt_qualities: Tensor | None = None
+
+
+def checked_targets(found: Any, anchors: list[Boxes], gt_instances: list[Instances]) -> Targets:
+    """What a matcher returned, which projects that build on this one write themselves.
+
+    Raises:
+        UserError: it is not what :class:`Targets` holds.
+    """
+    shape = len(gt_instances), sum(len(boxes) for boxes in anchors)
+    if (
+        isinstance(found, tuple)
+        and len(found) in (2, 3)
+        and isinstance(found[0], Tensor)
+        and isinstance(found[1], Tensor)
+        and found[0].shape == shape
+        and found[1].shape == (*shape, 4)
+        and not (found[0].is_floating_point() or found[0].dtype == torch.bool)
+    ):
+        return Targets(*found)
+    raise UserError(
+        f"the matcher returns {described(found)}: return gt_labels of shape {shape}, int64, and "
+        f"matched_gt_boxes of shape {(*shape, 4)}"
+    )

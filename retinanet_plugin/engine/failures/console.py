@@ -7,13 +7,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.multiprocessing import ProcessExitedException
 
 from ...errors import UserError
 from ..signals import stop_signals
-from .sentences import sentence_of, whose_fault
+from .sentences import is_own_exit, sentence_of, whose_fault
 
 INTERRUPTED = 130
 
@@ -34,13 +34,10 @@ def one_sentence_errors() -> Iterator[None]:
         if error.exit_code > 0:  # which has told why itself
             sys.exit(error.exit_code)
         sys.exit(f"error: {sentence_of(error)}")
-    except Exception as error:
-        log = _log_traceback(error)
-        sentence = sentence_of(error)
-        if sentence is None:
-            traceback.print_exception(error)
-            sys.exit(f"error: {_fault(error, log)}")
-        sys.exit(f"error: {_with_details(sentence, log)}")
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not is_own_exit(error):
+            raise
+        _tell_and_exit(error)
 
 
 def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
@@ -56,8 +53,12 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
     try:
         with stop_signals():
             return main(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not is_own_exit(error):
+            raise
         sentence = sentence_of(error)
+        if isinstance(error, SystemExit):  # no exception for the first process to print
+            _tell_and_exit(error)
         if sentence is None:
             raise
         raise UserError(_with_details(sentence, _log_traceback(error))) from error
@@ -68,19 +69,31 @@ def keep_tracebacks_off_the_console() -> None:
 
     For the rest of the process: some come as late as when Python ends.
     """
-    # Detectron2 logs an exception and raises it again: what it logs is told once, at the end.
+    # What is logged and raised again is told once, at the end.
     for name in ("detectron2.engine.train_loop", "detectron2.engine.launch"):
         logging.getLogger(name).addFilter(lambda record: not record.exc_info)
+    logging.getLogger("iopath.common.download").addFilter(
+        lambda record: record.levelno < logging.ERROR
+    )
     threading.excepthook = lambda failed: _note(failed.exc_value, "a thread failed")
     sys.unraisablehook = lambda failed: _note(failed.exc_value, "something was not ended properly")
     logging.Handler.handleError = _leave_out  # type: ignore[method-assign, assignment]
+
+
+def _tell_and_exit(error: BaseException) -> NoReturn:
+    log = _log_traceback(error)
+    sentence = sentence_of(error)
+    if sentence is None:
+        traceback.print_exception(error)
+        sys.exit(f"error: {_fault(error, log)}")
+    sys.exit(f"error: {_with_details(sentence, log)}")
 
 
 def _with_details(sentence: str, log: str | None) -> str:
     return f"{sentence} (details: {log})" if log else sentence
 
 
-def _fault(error: Exception, log: str | None) -> str:
+def _fault(error: BaseException, log: str | None) -> str:
     name, also = type(error).__name__, f" (which is in {log} too)" if log else ""
     if own_file := whose_fault(error):
         return (

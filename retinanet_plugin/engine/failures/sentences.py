@@ -63,6 +63,7 @@ _WEIGHTS = (
     "a file of weights is damaged or of another format ({reason}): take an earlier checkpoint, or "
     "download it anew, and set MODEL.WEIGHTS to it"
 )
+_FILE = "{file} cannot be read or written ({reason}): {outside}"
 _PROCESSES = (
     "the processes of the training cannot reach each other ({reason}): give a free port with "
     "--dist-url tcp://127.0.0.1:PORT, and look whether an old training still runs"
@@ -145,7 +146,7 @@ KINDS = (
         "",
         "a package is missing or does not fit ({reason}): install it into this environment",
     ),
-    Kind((OSError,), "", "{file} cannot be read or written ({reason}): {outside}"),
+    Kind((OSError,), r"\[Errno ", _FILE),
     Kind(
         (FloatingPointError,),
         "",
@@ -200,12 +201,14 @@ def sentence_of(error: BaseException) -> str | None:
         return _WORKER.format(reason=reason)
     for kind in KINDS:
         if isinstance(error, kind.types) and re.search(kind.pattern, message):
-            file = getattr(error, "filename", None) or _quoted(message) or "a file"
-            return kind.sentence.format(reason=reason, file=file, outside=_OUTSIDE)
-    place = next((f for f in reversed(files_of(error)) if not _LIBRARIES.search(f)), "")
+            return kind.sentence.format(reason=reason, file=_file(error), outside=_OUTSIDE)
+    place = _place(error)
     for places, sentence in PLACES.items():
         if re.search(places, place):
             return sentence.format(reason=reason)
+    # A library's; one that a user's own part raises without a number is for its author.
+    if isinstance(error, OSError) and not _is_own(files_of(error)[-1]):
+        return _FILE.format(reason=reason, file=_file(error), outside=_OUTSIDE)
     return None
 
 
@@ -232,11 +235,29 @@ def whose_fault(error: BaseException) -> str:
     for file in reversed(files_of(error)):
         if PACKAGE in Path(file).parents:
             return ""
-        if not (
-            _LIBRARIES.search(file) or "site-packages" in file or file.endswith("train_net.py")
-        ):
+        if _is_own(file):
             return file
     return ""
+
+
+def is_own_exit(error: BaseException) -> bool:
+    """Whether a part that a user wrote wants to end the process."""
+    return isinstance(error, SystemExit) and _is_own(_place(error))
+
+
+def _place(error: BaseException) -> str:
+    """The file that raised ``error``, or that called the library that did."""
+    return next((f for f in reversed(files_of(error)) if not _LIBRARIES.search(f)), "")
+
+
+def _is_own(file: str) -> bool:
+    """Whether a user wrote it."""
+    return bool(file) and not (
+        PACKAGE in Path(file).parents
+        or _LIBRARIES.search(file)
+        or "site-packages" in file
+        or file.endswith("train_net.py")
+    )
 
 
 def _is_between_processes(error: BaseException) -> bool:
@@ -263,6 +284,8 @@ def _named(error: BaseException, message: str) -> str:
     return message if message.startswith(name) else f"{name}: {message}".rstrip(": ")
 
 
-def _quoted(message: str) -> str | None:
-    found = re.search(r"'([^']*[/.][^']*)'|\"([^\"]*[/.][^\"]*)\"", message)
-    return (found.group(1) or found.group(2)) if found else None
+def _file(error: BaseException) -> str:
+    """The file that ``error`` names."""
+    quoted = re.search(r"'([^']*[/.][^']*)'|\"([^\"]*[/.][^\"]*)\"", _own_words(error))
+    in_message = (quoted.group(1) or quoted.group(2)) if quoted else None
+    return getattr(error, "filename", None) or in_message or "a file"
