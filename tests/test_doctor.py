@@ -1,5 +1,6 @@
 """The report of ``python -m retinanet_plugin doctor``."""
 
+import argparse
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.data.anchor_reach import best_iou, foreground_iou, resized, short_edge
 from retinanet_plugin.data.images import decoding
+from retinanet_plugin.report.dataset_report import ResizedBoxes, unreached_warnings
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +148,43 @@ def test_ctrl_c_ends_the_decoding_with_what_was_found(run_doctor, digits_entries
 def test_a_learning_rate_for_a_larger_batch_is_warned_of(run_doctor, digits_entries):
     _, report, _ = run_doctor(digits_entries, SOLVER__IMS_PER_BATCH=2, SOLVER__BASE_LR=0.01)
     assert re.search(r"  warning: SOLVER\.BASE_LR is 0\.01 .*set SOLVER\.BASE_LR 0\.0013", report)
+
+
+def test_a_clipped_learning_rate_may_be_high(run_doctor, digits_entries):
+    _, report, _ = run_doctor(
+        digits_entries, SOLVER__BASE_LR=0.1, SOLVER__CLIP_GRADIENTS__ENABLED=True
+    )
+    assert "warning: SOLVER.BASE_LR" not in report
+
+
+@pytest.mark.parametrize(("max_iter", "warns"), [(251, True), (250, False)])
+def test_more_than_500_epochs_are_warned_of(run_doctor, digits_entries, max_iter, warns):
+    _, report, _ = run_doctor(
+        digits_entries, SOLVER__MAX_ITER=max_iter, SOLVER__STEPS=(), SOLVER__WARMUP_ITERS=0
+    )
+    warning = r"warning: SOLVER\.MAX_ITER is 251, 502 epochs over 8 images: lower it, .*; 25 would"
+    assert bool(re.search(warning, report)) == warns
+    assert bool(re.search(r"warning: SOLVER\.MAX_ITER", report)) == warns
+
+
+def test_classes_are_named_of_whose_boxes_anchors_do_not_reach_many(small_cfg):
+    is_unreached = [[True] + 9 * [False], [True] + 3 * [False], [True] + 10 * [False]]
+    ious = np.where(np.concatenate(is_unreached), 0.2, 0.9)
+    boxes = ResizedBoxes(
+        image_sizes=np.full((1, 2), 500),
+        classes=np.repeat(np.arange(3), [len(x) for x in is_unreached]),
+        images=np.zeros(len(ious), int),
+        areas=np.full(len(ious), 49.0),
+        ious=ious,
+    )
+    facts = argparse.Namespace(name="kitchen", class_names=["cup", "fork", "plate"])
+    (warning,) = unreached_warnings(small_cfg, facts, boxes)
+    assert warning.startswith(
+        "in kitchen no anchor reaches an IoU of 0.5 with 25% of fork, 10% of cup, boxes of a "
+        "median size of 7 pixels: choose"
+    )
+    boxes.ious[:] = 0.9
+    assert unreached_warnings(small_cfg, facts, boxes) == []
 
 
 def test_images_that_are_left_out_are_warnings_and_no_part_of_an_epoch(run_doctor, bad_entries):

@@ -31,6 +31,7 @@ from ..report.training_report import (
     describe_model,
     describe_schedule,
     learning_rate_warnings,
+    length_warnings,
 )
 from .arguments import add_config_arguments, read_config
 
@@ -98,7 +99,10 @@ class Doctor:
         self._attempt(self._read_data)
         for name in self.datasets:
             self._section(f"data set {name}", self._dataset, name, model)
-        self._section("training", describe_schedule, cfg, self._num_trained())
+        num_trained = self._num_trained()
+        self._section("training", describe_schedule, cfg, num_trained)
+        if not self.errors:
+            self.warnings += length_warnings(cfg, num_trained)
         if decode:
             for name in self.images:
                 self._section(f"image files of {name}", self._decode, name)

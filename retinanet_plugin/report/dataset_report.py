@@ -16,6 +16,9 @@ from .tables import table
 _AREA_BORDERS = (32**2, 96**2)
 _AREA_NAMES = ("small", "medium", "large")
 _MOST_CLASSES = 40
+# From this share of a class's boxes on, that no anchor reaches is warned of.
+_MANY_UNREACHED = 0.1
+_MOST_NAMED = 5
 _NAME_WIDTH = 14
 
 
@@ -105,24 +108,31 @@ def describe_dataset(
 
 
 def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
-    """A sentence if there are classes most of whose boxes have no anchor near them."""
+    """A sentence if there are classes many of whose boxes have no anchor near them."""
     iou = foreground_iou(cfg)
     if boxes.ious is None or iou is None:
         return []
     counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
     unreached = np.bincount(boxes.classes[boxes.ious < iou], minlength=len(facts.class_names))
     shares = unreached / np.maximum(counts, 1)
-    num_classes = int((shares > 0.5).sum())
-    if num_classes == 0:
+    order = np.argsort(-shares, kind="stable")
+    chosen = order[: int((shares >= _MANY_UNREACHED).sum())]
+    if not len(chosen):
         return []
-    worst = int(shares.argmax())
-    size = np.median(np.sqrt(boxes.areas[(boxes.classes == worst) & (boxes.ious < iou)]))
-    more = f" (and most of those of {num_classes - 1} more classes)" if num_classes > 1 else ""
-    share, class_name = _percent(unreached[worst], counts[worst]), facts.class_names[worst]
+    named = [
+        f"{_percent(unreached[k], counts[k])} of {facts.class_names[k]}"
+        for k in chosen[:_MOST_NAMED]
+    ]
+    if len(chosen) > _MOST_NAMED:
+        named.append(
+            f"at least 10% of {_count(len(chosen) - _MOST_NAMED, 'more class', 'more classes')}"
+        )
+    areas = boxes.areas[np.isin(boxes.classes, chosen) & (boxes.ious < iou)]
     return [
-        f"{share} of the boxes of {class_name} in {facts.name}{more} have no anchor with an IoU of "
-        f"{iou:g}, and a median size of {size:.0f} pixels: choose MODEL.ANCHOR_GENERATOR.SIZES "
-        "and ASPECT_RATIOS for them, or the size of images, INPUT.MIN_SIZE_TRAIN"
+        f"in {facts.name} no anchor reaches an IoU of {iou:g} with {', '.join(named)}, boxes of a "
+        f"median size of {np.median(np.sqrt(areas)):.0f} pixels: choose "
+        "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS for them, or the size of images, "
+        "INPUT.MIN_SIZE_TRAIN"
     ]
 
 
@@ -211,6 +221,7 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
             ],
         ),
         "size: square root of the area in pixels after resizing; small: below 32, large: from 96",
+        "(COCO's APs, APm and APl count pixels of the images as they are)",
     ]
 
 

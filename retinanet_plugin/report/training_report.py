@@ -1,6 +1,7 @@
 """What a config amounts to: machine, model and schedule, in lines of text."""
 
 import importlib
+import math
 import platform
 
 import detectron2
@@ -14,6 +15,7 @@ from .tables import facts
 
 # Detectron2's RetinaNets are trained with this learning rate on batches of this size.
 _REFERENCE_LR, _REFERENCE_BATCH = 0.01, 16
+_MANY_EPOCHS, _USUAL_EPOCHS = 500, 50
 
 
 def describe_machine(cfg: CfgNode) -> list[str]:
@@ -69,6 +71,19 @@ def describe_schedule(cfg: CfgNode, num_images: int | None) -> list[str]:
         ("evaluation", _evaluation(cfg)),
     ]
     return facts(pairs)
+
+
+def length_warnings(cfg: CfgNode, num_images: int | None) -> list[str]:
+    """A sentence if each image is seen absurdly often; see :func:`describe_schedule`."""
+    seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    if not num_images or seen <= _MANY_EPOCHS * num_images:
+        return []
+    wanted = math.ceil(_USUAL_EPOCHS * num_images / cfg.SOLVER.IMS_PER_BATCH)
+    return [
+        f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER:,}, "
+        f"{_epochs(cfg, cfg.SOLVER.MAX_ITER, num_images)} over {num_images:,} images: lower it, "
+        f"with SOLVER.STEPS; {wanted:,} would be {_USUAL_EPOCHS} epochs"
+    ]
 
 
 def learning_rate_warnings(cfg: CfgNode) -> list[str]:
