@@ -173,6 +173,17 @@ def test_workers_leave_signals_to_the_main_process(cfg):
     assert not workers[0].is_alive()
 
 
+@pytest.mark.parametrize(("program", "is_quiet"), [("-m", True), ("train.py", False)])
+def test_ctrl_c_while_python_m_imports(program, is_quiet):
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.argv, sys.modules['detectron2'] = [{program!r}], None\n"
+        "try: import retinanet_plugin\n"
+        "except ImportError: sys.exit(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == is_quiet
+
+
 def test_train_net_in_a_terminal(digits_entries, tmp_path, clean_env):
     """Ctrl-C reaches all processes of the group."""
     train = list(digits_entries[0])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import ROOT
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer, command_line, log_end
+from retinanet_plugin.engine.failures import writers
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs
 
@@ -100,3 +102,32 @@ def test_an_evaluation_leaves_the_config_of_the_training(cfg, tmp_path, monkeypa
     monkeypatch.setattr(command_line, "default_setup", lambda *_: path.write_text("of this run"))
     command_line.set_up(cfg, argparse.Namespace(eval_only=eval_only))
     assert path.read_text() == ("of the training" if eval_only else "of this run")
+
+
+def test_metrics_that_cannot_be_written(cfg, tmp_path, monkeypatch):
+    cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER = (), 1
+    (tmp_path / "metrics.json").symlink_to("/dev/full")
+    said = []
+    monkeypatch.setattr(writers.logger, "warning", said.append)
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert len(said) == 1
+    assert "metrics.json in" in said[0]
+    assert "No space left on device" in said[0]
+    assert (tmp_path / "model_final.pth").exists()
+
+
+class FailingTwice(HookBase):
+    def after_step(self):
+        raise OSError(28, "No space left on device")
+
+    def after_train(self):
+        raise ZeroDivisionError
+
+
+def test_what_failed_first_counts(cfg):
+    cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER = (), 1
+    trainer = Trainer(cfg)
+    trainer.register_hooks([FailingTwice()])
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()

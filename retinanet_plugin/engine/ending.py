@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ..config import load_config
 from ..errors import UserError
+from .failures.sentences import is_own_exit
 from .signals import Stopped
 from .watch import average_precision
 
@@ -33,9 +34,9 @@ def missed_results_in_words(
     """
     try:
         yield
-    except Stopped:
-        raise
     except SystemExit as error:
+        if isinstance(error, Stopped) or is_own_exit(error):
+            raise
         found = results() or {}
         wrong = [
             f"{task} {metric} is {value:.4g} and not {wanted:g}, up to {tolerance:g}"

@@ -12,11 +12,13 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import PreciseBN
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
 from .checkpoints.checkpointer import usable_state
+from .failures.writers import DispensableWriter
 from .resume import (
     check_foreign_optimizer_state,
     check_run,
@@ -74,6 +76,19 @@ class ResumableTrainer(DefaultTrainer):
             else hook
             for hook in hooks
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's; without those whose file cannot be written the training goes on."""
+        return [DispensableWriter(x, self.cfg.OUTPUT_DIR) for x in super().build_writers()]
+
+    def after_train(self) -> None:
+        """What hooks raise after a failure is not to hide what has failed."""
+        try:
+            super().after_train()
+        except Exception as error:
+            if self.iter >= self.max_iter:
+                raise
+            logger.warning(f"not all could be completed: {type(error).__name__}: {error}")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors; of Detectron2 0.6 the optimizer as well."""

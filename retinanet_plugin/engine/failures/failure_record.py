@@ -78,11 +78,13 @@ class StepRecorder:
             losses = [f"{name} is {report.losses[name]}" for name in report.not_finite()]
             said = " and ".join(losses) or said
         said += f" in iteration {trainer.iter}"
-        if spoiled:
+        if spoiled and self._names_before:
             said += (
-                f": the weights were not finite before it ({_list(spoiled)}): the step before did "
-                f"that, of {_list(self._names_before)}"
+                f": the weights were not finite before it ({_list(spoiled)}): the losses of the "
+                f"step before were finite but its gradient was not, of {_list(self._names_before)}"
             )
+        elif spoiled:
+            said += f": the weights that were loaded are not finite ({_list(spoiled)})"
         elif 0 < len(culprits) < len(step.inputs):
             said += f": {_list(culprits)} alone gives that, look at its image and boxes"
         rate = max(summary["learning_rates"])
@@ -90,6 +92,8 @@ class StepRecorder:
             f"lower SOLVER.BASE_LR (the rate was {rate:.3g}), lengthen SOLVER.WARMUP_ITERS, or set "
             "SOLVER.CLIP_GRADIENTS.ENABLED True"
         )
+        if spoiled:
+            remedy += "; if a loss is of your own, look at its derivative"
         return self._write(step, weights, said, remedy, summary)
 
     def _out_of_memory(self, step: TrainingStep, error: Exception) -> UserError:
