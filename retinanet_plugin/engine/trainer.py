@@ -114,7 +114,8 @@ class Trainer(ResumableTrainer):
                 self.iter = self._num_trained - 1
                 self.checkpointer.save("model_final", iteration=self.iter)
                 logger.info(f"The training ends early, after iteration {self.iter}: {stop}")
-                if comm.is_main_process():
+                # A run that is resumed after its early stop evaluates nothing.
+                if comm.is_main_process() and hasattr(self, "_last_eval_results"):
                     verify_results(self.cfg, self._last_eval_results)
         results = getattr(self, "_last_eval_results", None)
         log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
