@@ -1,6 +1,7 @@
 """What the tests share: small configs, small batches, a small data set on disk."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """Trainings set up Detectron2's log for the whole process: each test has its own."""
+    logger = logging.getLogger("detectron2")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture
