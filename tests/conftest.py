@@ -39,7 +39,9 @@ def _own_log():
     logger = logging.getLogger("detectron2")
     before = list(logger.handlers), logger.level, logger.propagate
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    handlers, level, logger.propagate = before
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture
