@@ -11,6 +11,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import setup_logger
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.data.digits import write_digits
@@ -42,6 +43,7 @@ def _own_log():
     handlers, level, logger.propagate = before
     logger.handlers[:] = handlers
     logger.setLevel(level)
+    setup_logger.cache_clear()  # or it would not set up the next test's
 
 
 @pytest.fixture

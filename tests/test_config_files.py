@@ -95,7 +95,7 @@ def test_a_circle_of_files(config_file):
         (("INPUT.MIN_SIZE_TRAIN", "800"), "write (800,)"),
         (("INPUT.MIN_SIZE_TRAIN", "(800"), "with all its brackets"),
         (("SOLVER.AMP.ENABLED", "yes"), "write True or False"),
-        (("SOLVER.MAX_ITER", "9e4"), "SOLVER.MAX_ITER is 90000.0"),
+        (("SOLVER.MAX_ITER", "9e4"), "SOLVER.MAX_ITER is the float 90000.0"),
         (("_BASE_", "x.yaml"), "unknown config key _BASE_"),
     ],
 )
