@@ -12,8 +12,11 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import setup_logger
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet_plugin import add_retinanet_config
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.digits import write_digits
 from retinanet_plugin.execution.cpu_conv import context, winograd
 
@@ -156,6 +159,24 @@ def make_batch(num_classes, num_boxes=(3, 5), sizes=((96, 128), (120, 90))):
     return batch
 
 
+class DeviceOperations(TorchDispatchMode):
+    """Notes the operations on tensors, with their name and whether they join several devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in (*args, out) if isinstance(x, torch.Tensor)}
+        self.found.append((str(func), len(devices) > 1))
+        return out
+
+    def copies(self):
+        """Those that copy from one device to another: they wait, too."""
+        return [name for name, crosses in self.found if crosses and "copy" in name]
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """A folder with eight training and four val images of the digits data set."""
@@ -172,6 +193,18 @@ def digits_entries(digits, request):
         (f"{test}_{split}", str(digits / "annotations" / f"{split}.json"), str(digits / split))
         for split in ("train", "val")
     ]
+
+
+@pytest.fixture
+def instant_cfg(digits_entries, tmp_path):
+    """The config of two iterations on the digits, all in this process; nothing is built yet."""
+    register_coco_json(digits_entries)
+    (train, *_), (val, *_) = digits_entries
+    cfg = load_config(str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import make_batch
+from conftest import DeviceOperations, make_batch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -38,21 +38,6 @@ def _in_fixed_shapes(monkeypatch):
         "retinanet_plugin.meta_arch.foreground_box_loss",
         lambda *args, masked: foreground_box_loss(*args, masked=True),
     )
-
-
-class CopiesBetweenDevices(TorchDispatchMode):
-    """Notes the operations that copy from one device to another: they wait, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        devices = {x.device.type for x in (*args, out) if isinstance(x, torch.Tensor)}
-        if "copy" in str(func) and len(devices) > 1:
-            self.found.append(str(func))
-        return out
 
 
 def padded_batch(model, batch):
@@ -88,10 +73,10 @@ def test_no_operation_of_a_step_waits(small_cfg):
         model, batch = fake_model(small_cfg, "cuda")
         step = TrainingStep(model)
         step(*batch)  # makes the anchors
-        with CopiesBetweenDevices() as copies:
+        with DeviceOperations() as operations:
             outputs = step(*batch)
         assert {x.device.type for x in outputs} == {"cuda"}
-        assert copies.found == []
+        assert operations.copies() == []
         # Backward on a fake GPU would ask for a true one; values are refused on any device.
         model, batch = fake_model(small_cfg, "cpu")
         sum(TrainingStep(model)(*batch)).backward()
@@ -116,10 +101,10 @@ def test_no_loss_waits(small_cfg, cls_loss, box_loss):
         labels = torch.ones(2, 2, 4, 2, dtype=torch.int64)
         anchors, deltas = [Boxes(boxes[0])], [torch.rand(2, 2, 4, 2, 4)]
         foreground = labels.view(2, 16) < 5
-        with CopiesBetweenDevices() as copies:
+        with DeviceOperations() as operations:
             cls_loss([torch.rand(2, 2, 4, 2, 5)], [labels], anchors)
             foreground_box_loss(box_loss, foreground, deltas, anchors, boxes, masked=True)
-    assert copies.found == []
+    assert operations.copies() == []
 
 
 def test_the_model_takes_this_form_on_a_gpu(small_cfg):
@@ -147,9 +132,9 @@ def test_such_checks_find_what_waits(small_cfg):
         model, batch = fake_model(small_cfg, "cuda")
         with pytest.raises(fake_tensor.DynamicOutputShapeException, match="nonzero"):
             TrainingStep(model)(*batch)
-        with CopiesBetweenDevices() as copies:
+        with DeviceOperations() as operations:
             torch.tensor(3.0).to("cuda")
-        assert copies.found == ["aten._to_copy.default"]
+        assert operations.copies() == ["aten._to_copy.default"]
 
 
 # ------------------------------------------------------------------ the same numbers

@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import assert_equal_training, build_pair, make_batch, train_step
+from conftest import DeviceOperations, assert_equal_training, build_pair, make_batch, train_step
 from detectron2.config import LazyConfig
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet_plugin import MATCHER_REGISTRY, UserError
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs, TrainingStep
@@ -231,26 +230,12 @@ def test_lazy_and_yaml_configs_agree(small_cfg, request):
 # ------------------------------------------------------------------ GPUs
 
 
-class Operations(TorchDispatchMode):
-    """Notes the operations that a fake GPU is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        devices = {x.device.type for x in (*args, out) if isinstance(x, torch.Tensor)}
-        self.found.append((str(func), len(devices) > 1))
-        return out
-
-
 def test_no_operation_waits_for_a_gpu():
     """Fake tensors refuse to have values read; copies between devices would wait, too."""
     with FakeTensorMode(), torch.device("cuda"):
         anchors, labels = [Boxes(torch.rand(20, 4))], torch.ones(2, 20, dtype=torch.int64)
         regions = [torch.rand(3, 4), torch.rand(0, 4)]
-        with Operations() as operations:
+        with DeviceOperations() as operations:
             found = ignore_covered(labels, anchors, regions, 0.5, K)
             padded_regions(regions)
         assert found.device.type == "cuda"

@@ -5,27 +5,20 @@ import logging
 
 import pytest
 import torch
-from conftest import ROOT
 from detectron2.engine import SimpleTrainer
 
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands.replay import load
-from retinanet_plugin.config import load_config
-from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.failures.training_step import run_again, statistics
 from retinanet_plugin.errors import UserError
 
-INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-
 
 @pytest.fixture
-def trainer(digits_entries, tmp_path):
+def trainer(instant_cfg, tmp_path):
     """A trainer that has not begun; its third step is the last."""
-    register_coco_json(digits_entries)
-    cfg = load_config(INSTANT)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (digits_entries[0][0],), ()
-    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg = instant_cfg
+    cfg.DATASETS.TEST = ()
     cfg.SOLVER.MAX_ITER = 3
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)

@@ -11,26 +11,19 @@ import pytest
 import torch
 from conftest import ROOT
 
-from retinanet_plugin.config import load_config
-from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.resume import changed_model, changed_values, check_run
 from retinanet_plugin.errors import UserError
 
-INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-
 
 @pytest.fixture
-def cfg(digits_entries, tmp_path):
-    register_coco_json(digits_entries)
-    cfg = load_config(INSTANT)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (digits_entries[0][0],), ()
-    cfg.DATALOADER.NUM_WORKERS = 0
+def cfg(instant_cfg):
+    cfg = instant_cfg
+    cfg.DATASETS.TEST = ()
     cfg.INPUT.MIN_SIZE_TRAIN = (64, 80)
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
     cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.OUTPUT_DIR = str(tmp_path)
     return cfg
 
 

@@ -5,29 +5,19 @@ import logging
 
 import pytest
 import torch
-from conftest import ROOT
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 
-from retinanet_plugin.config import load_config
-from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer, command_line, log_end
 from retinanet_plugin.engine.failures import writers
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs
 
-INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-
 
 @pytest.fixture
-def cfg(digits_entries, tmp_path):
-    register_coco_json(digits_entries)
-    (train, *_), (val, *_) = digits_entries
-    cfg = load_config(INSTANT)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
-    cfg.DATALOADER.NUM_WORKERS = 0
+def cfg(instant_cfg):
+    cfg = instant_cfg
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.001  # so that there is something to evaluate
-    cfg.OUTPUT_DIR = str(tmp_path)
     return cfg
 
 

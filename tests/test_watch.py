@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
@@ -16,26 +15,17 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import distributed
 from torch.multiprocessing import start_processes
 
-from retinanet_plugin.config import load_config
-from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.loading.mapper import RetinaNetMapper
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.validation import DetectionCounter, share_reached, validation_losses
 from retinanet_plugin.engine.watch import EarlyStop, EvaluationHook
 
-INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-
 
 @pytest.fixture
-def cfg(digits_entries, tmp_path):
-    register_coco_json(digits_entries)
-    (train, *_), (val, *_) = digits_entries
-    cfg = load_config(INSTANT)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (val,)
-    cfg.DATALOADER.NUM_WORKERS = 0
+def cfg(instant_cfg):
+    cfg = instant_cfg
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.001
     cfg.SEED = 1
-    cfg.OUTPUT_DIR = str(tmp_path)
     return cfg
 
 

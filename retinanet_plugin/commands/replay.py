@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import load_config
+from ..engine.checkpoints.finite_numbers import parameters_not_finite
 from ..engine.failures.failure_record import CONFIG, STEP, WEIGHTS
 from ..engine.failures.training_step import StepReport, TrainingStep, run_again
 from ..errors import UserError
@@ -70,7 +71,7 @@ def _lines(report: StepReport, step: TrainingStep, model: nn.Module) -> list[str
     if report.not_finite():
         lines.append(f"not finite: {', '.join(report.not_finite())}")
         lines.append(f"not finite by itself: {', '.join(culprits) or 'no image'}")
-    spoiled = [name for name, x in model.named_parameters() if not torch.isfinite(x).all()]
+    spoiled = parameters_not_finite(model)
     if spoiled:
         lines.append(f"weights that are not finite: {len(spoiled)}, the first is {spoiled[0]}")
     if report.levels:

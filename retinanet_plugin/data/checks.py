@@ -38,9 +38,7 @@ def check_datasets(cfg: CfgNode, eval_only: bool = False) -> dict[str, DatasetFa
         UserError: the first error, with the number of others.
     """
     findings, facts = inspect_datasets(cfg, eval_only)
-    for warning in findings.warnings.values():
-        logger.warning(str(warning))
-    findings.raise_errors()
+    findings.tell(logger)
     return facts
 
 

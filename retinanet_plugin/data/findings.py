@@ -1,6 +1,7 @@
 """What is wrong in the data, or probably not meant: counted by kind, each with an example."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,16 @@ class Findings:
         for mine, theirs in ((self.errors, others.errors), (self.warnings, others.warnings)):
             for (kind, source), f in theirs.items():
                 _count(mine, kind, source, f.example, f.remedy, f.count)
+
+    def tell(self, logger: logging.Logger) -> None:
+        """Log the warnings.
+
+        Raises:
+            UserError: see :meth:`raise_errors`.
+        """
+        for warning in self.warnings.values():
+            logger.warning(str(warning))
+        self.raise_errors()
 
     def raise_errors(self) -> None:
         """

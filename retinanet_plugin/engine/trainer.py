@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from ..data.annotations.truth import coco_evaluator
 from ..data.checks import check_evaluator_type
 from ..data.class_alphas import resolve_auto_alpha
-from ..data.loading.loader_workers import leave_signals_to_main_process
 from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from ..meta_arch import ModularRetinaNet
@@ -135,9 +134,7 @@ class Trainer(ResumableTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """See :func:`retinanet_plugin.data.loading.test_loader.build_test_loader`."""
-        loader = build_test_loader(cfg, dataset_name)
-        loader.worker_init_fn = leave_signals_to_main_process
-        return loader
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def test(

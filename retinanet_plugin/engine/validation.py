@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
 from ..data.dataset_facts import DatasetFacts
-from ..data.loading.loader_workers import leave_signals_to_main_process
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs
@@ -95,7 +94,6 @@ def validation_losses(cfg: CfgNode, model: ModularRetinaNet, dataset_name: str) 
         return {}
     mapper = RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
     loader = build_test_loader(cfg, dataset_name, mapper)
-    loader.worker_init_fn = leave_signals_to_main_process
     sums: Counter[str] = Counter()
     num_foreground = 0
     with inference_context(model):

@@ -83,9 +83,7 @@ def check_image_files(datasets: dict[str, DatasetFacts], cfg: CfgNode) -> None:
         UserError: the first error, with the number of others.
     """
     findings, _ = inspect_image_files(datasets, cfg)
-    for warning in findings.warnings.values():
-        logger.warning(str(warning))
-    findings.raise_errors()
+    findings.tell(logger)
 
 
 def inspect_image_files(

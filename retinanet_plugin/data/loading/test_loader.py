@@ -10,6 +10,7 @@ from detectron2.data.common import ToIterableDataset
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader
 
+from .loader_workers import leave_signals_to_main_process
 from .mapper import RetinaNetMapper
 
 
@@ -23,13 +24,16 @@ def build_test_loader(
     counts it.
     """
     mapper = mapper or RetinaNetMapper(cfg, is_train=False)
-    if not cfg.DATASETS.SKIP_BAD_IMAGES:
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    records = DatasetFromList(
-        get_detection_dataset_dicts([dataset_name], filter_empty=False), copy=False
-    )
-    # Of a data set that is indexed, Detectron2 would take another image in the place of a bad one.
-    images = ToIterableDataset(records, InferenceSampler(len(records)))
-    return build_detection_test_loader(
-        images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    if cfg.DATASETS.SKIP_BAD_IMAGES:
+        records = DatasetFromList(
+            get_detection_dataset_dicts([dataset_name], filter_empty=False), copy=False
+        )
+        # Of an indexed data set, Detectron2 would take another image in the place of a bad one.
+        images = ToIterableDataset(records, InferenceSampler(len(records)))
+        loader = build_detection_test_loader(
+            images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+    else:
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    loader.worker_init_fn = leave_signals_to_main_process
+    return loader

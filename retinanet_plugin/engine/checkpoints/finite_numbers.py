@@ -1,9 +1,10 @@
-"""Whether the numbers of a checkpoint are finite: a training cannot go on from others."""
+"""Whether numbers of weights and checkpoints are finite: a training cannot go on from others."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def not_finite(checkpoint: dict[str, Any]) -> str:
@@ -21,9 +22,19 @@ def not_finite(checkpoint: dict[str, Any]) -> str:
     return ""
 
 
+def is_finite(x: torch.Tensor) -> bool:
+    """Whether a tensor holds neither a NaN nor an infinite number."""
+    return not x.is_floating_point() or bool(x.isfinite().all())
+
+
+def parameters_not_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters that :func:`is_finite` is not true of."""
+    return [name for name, x in model.named_parameters() if not is_finite(x)]
+
+
 def _places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if not is_finite(value):
             yield place
     elif isinstance(value, dict):
         for key, x in value.items():

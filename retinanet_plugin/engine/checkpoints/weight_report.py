@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ...errors import UserError
+from .finite_numbers import is_finite
 
 # What Detectron2 has or has not saved in its time; models compute it from the config.
 _NO_WEIGHTS = ("pixel_mean", "pixel_std", "num_batches_tracked", "loss_normalizer")
@@ -75,7 +75,7 @@ class WeightReport:
             class_names=[str(name) for name in class_names],
             data_class_names=[str(name) for name in data_class_names],
             other_pixels=other_pixels,
-            not_finite=next((n for n in state if n in loaded and not _is_finite(state[n])), ""),
+            not_finite=next((n for n in state if n in loaded and not is_finite(state[n])), ""),
         )
 
     @property
@@ -230,10 +230,6 @@ def _norm_of(name: str) -> str:
     """The weight beside statistics of a norm, which Detectron2 does not always name if missing."""
     module, _, last = name.rpartition(".")
     return f"{module}.weight" if last in ("running_mean", "running_var") else ""
-
-
-def _is_finite(x: torch.Tensor) -> bool:
-    return not x.is_floating_point() or bool(x.isfinite().all())
 
 
 def _percent(share: float) -> str:

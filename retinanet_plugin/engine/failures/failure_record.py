@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...whole_files import write_whole_file
+from ..checkpoints.finite_numbers import parameters_not_finite
 from ..validation import bare_model
 from .sentences import MEMORY_REMEDY, in_one_line, is_out_of_memory, sentence_of
 from .training_step import TrainingStep, gradient_norm, is_finite, run_again
@@ -65,7 +66,7 @@ class StepRecorder:
         scaler = getattr(trainer._trainer, "grad_scaler", None)
         norm = gradient_norm(model) / (scaler.get_scale() if scaler else 1.0)
         weights = _weights(model, step)  # before the model runs again
-        spoiled = [name for name, x in model.named_parameters() if not torch.isfinite(x).all()]
+        spoiled = parameters_not_finite(model)
         summary = {**self._summary(step), "gradient_norm": norm, "weights_not_finite": spoiled}
         said, culprits = "a loss is not finite", []
         if comm.get_world_size() == 1:  # others would be waited for
