@@ -191,7 +191,7 @@ def test_a_good_file_is_read_and_evaluated(tmp_path):
     assert evaluate(DatasetCatalog.get(NAME), str(tmp_path)) == pytest.approx(100)
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", [*range(100), 1110, 2421])  # the last: ids of both types
 def test_a_mutated_file_is_refused_or_read_as_it_says(tmp_path, seed, capsys):
     read(mutated_file(random.Random(seed)), str(tmp_path))
 

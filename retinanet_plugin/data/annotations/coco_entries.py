@@ -154,8 +154,10 @@ def _unknown(value: Any, field: str, key: str, known: Collection[Any]) -> tuple[
     if type(value) is int and str(value) in known:
         what = f"has {field} {value}, a number, but {key!r} has the text {shown(str(value))}"
         return what, "write both as numbers"
-    if type(value) is int and known and value in (min(known) - 1, max(known) + 1):
-        what = f"has {field} {value}, but the ids of {key!r} are from {min(known)} to {max(known)}"
+    numbers = [number for number in known if type(number) is int]
+    if type(value) is int and numbers and value in (min(numbers) - 1, max(numbers) + 1):
+        low, high = min(numbers), max(numbers)
+        what = f"has {field} {value}, but the ids of {key!r} are from {low} to {high}"
         return what, "number both from 0 or both from 1, or remove the annotation"
     return (
         f"has {field} {shown(value)}, which {key!r} lacks",
