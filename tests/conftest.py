@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from retinanet_plugin.execution.cpu_conv import context, winograd
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train_net.py
+# A shell makes what it starts with & ignore Ctrl-C, and so would this process and all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
