@@ -1,0 +1,41 @@
+"""What a plan page shows: facts of the data, decisions with their reasons, anchors before and after."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+class Decision(NamedTuple):
+    """A value that was chosen, and why."""
+
+    what: str  # a config key, or words
+    value: str
+    reason: str
+
+
+class AnchorChoice(NamedTuple):
+    """Anchors, and the share of the boxes that they reach: 0 to 1, NaN where there is no box."""
+
+    sizes: dict[str, list[float]]  # of each level, such as "p3": sides of its square anchors in pixels
+    aspect_ratios: list[float]  # height divided by width
+    reached_by_class: dict[str, float]
+    reached_by_size: dict[str, float]  # such as {"small (under 32 px)": 0.31}, in order
+    reached: float  # of all boxes
+
+
+@dataclass
+class Plan:
+    """All that a plan page says. Names may be any text: the page escapes them."""
+
+    title: str
+    facts: list[tuple[str, str]]  # name and value, such as ("images", "1,234")
+    decisions: list[Decision]
+    class_counts: dict[str, int]
+    box_sizes: dict[str, np.ndarray]  # of each class (M, 2): width and height, pixels of the files
+    resized_box_sizes: dict[str, np.ndarray]  # the same as the model sees them
+    anchors_before: AnchorChoice
+    anchors_after: AnchorChoice
+    sheet: Figure | None = None  # of :func:`retinanet_plugin.report.contact_sheet.contact_sheet`
+    commands: list[tuple[str, str]] = field(default_factory=list)  # what it does, shell command
