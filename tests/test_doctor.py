@@ -15,7 +15,8 @@ from detectron2.structures import Boxes, pairwise_iou
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.data.anchor_reach import best_iou, foreground_iou, resized, short_edge
 from retinanet_plugin.data.images import decoding
-from retinanet_plugin.report.dataset_report import ResizedBoxes, unreached_warnings
+from retinanet_plugin.data.resized_boxes import ResizedBoxes
+from retinanet_plugin.report.dataset_report import unreached_warnings
 
 
 @pytest.fixture(autouse=True)
@@ -169,13 +170,12 @@ def test_more_than_500_epochs_are_warned_of(run_doctor, digits_entries, max_iter
 
 def test_classes_are_named_of_whose_boxes_anchors_do_not_reach_many(small_cfg):
     is_unreached = [[True] + 9 * [False], [True] + 3 * [False], [True] + 10 * [False]]
-    ious = np.where(np.concatenate(is_unreached), 0.2, 0.9)
+    are_reached = ~np.concatenate(is_unreached)
     boxes = ResizedBoxes(
-        image_sizes=np.full((1, 2), 500),
         classes=np.repeat(np.arange(3), [len(x) for x in is_unreached]),
-        images=np.zeros(len(ious), int),
-        areas=np.full(len(ious), 49.0),
-        ious=ious,
+        images=np.zeros(len(are_reached), int),
+        areas=np.full(len(are_reached), 49.0),
+        are_reached=are_reached,
     )
     facts = argparse.Namespace(name="kitchen", class_names=["cup", "fork", "plate"])
     (warning,) = unreached_warnings(small_cfg, facts, boxes)
@@ -183,7 +183,7 @@ def test_classes_are_named_of_whose_boxes_anchors_do_not_reach_many(small_cfg):
         "in kitchen no anchor reaches an IoU of 0.5 with 25% of fork, 10% of cup, boxes of a "
         "median size of 7 pixels: choose"
     )
-    boxes.ious[:] = 0.9
+    boxes.are_reached[:] = True
     assert unreached_warnings(small_cfg, facts, boxes) == []
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from retinanet_plugin.data.dataset_facts import DatasetFacts
 from retinanet_plugin.data.findings import Findings
-from retinanet_plugin.data.images import header_cache, image_files, many_files
+from retinanet_plugin.data.images import header_cache, many_files
 from retinanet_plugin.data.images.decoding import decode_images
+from retinanet_plugin.data.images.header_cache import read_headers
 from retinanet_plugin.data.images.image_files import (
     check_image_files,
     inspect_image_files,
-    read_headers,
     without_bad_images,
 )
 from retinanet_plugin.data.images.image_headers import BadImage, ImageHeader, read_header
@@ -329,7 +329,7 @@ def cached(tmp_path, monkeypatch):
         opened.append(path)
         return read_header(path)
 
-    monkeypatch.setattr(image_files, "read_header", read)
+    monkeypatch.setattr(header_cache, "read_header", read)
 
     def call():
         opened.clear()
@@ -379,7 +379,7 @@ def test_an_image_that_was_just_written_is_not_kept(cached):
 def test_bad_images_are_not_kept(cached, monkeypatch):
     bad = BadImage("unreadable", "cannot be read", "mend its permissions")
     with monkeypatch.context() as patched:
-        patched.setattr(image_files, "read_header", lambda path: bad)
+        patched.setattr(header_cache, "read_header", lambda path: bad)
         assert cached()[0] == [bad, bad]
     assert cached()[1] == cached.files
 

@@ -19,13 +19,14 @@ from ..data.dataset_facts import DatasetFacts
 from ..data.findings import Findings
 from ..data.images.decoding import decode_images
 from ..data.images.image_files import ImageFacts, inspect_image_files
+from ..data.resized_boxes import resized_boxes
 from ..engine import Checkpointer, check_model, check_weights
 from ..engine.checks.config_checks import config_errors, config_warnings
 from ..engine.checks.device_checks import check_devices, check_processes
 from ..engine.checks.output_dir import check_output_dir
 from ..engine.checks.startup_checks import check_weights_fit
 from ..errors import UserError
-from ..report.dataset_report import describe_dataset, resized_boxes, unreached_warnings
+from ..report.dataset_report import describe_dataset, unreached_warnings
 from ..report.training_report import (
     describe_machine,
     describe_model,
@@ -160,7 +161,7 @@ class Doctor:
     def _dataset(self, name: str, model: nn.Module | None) -> list[str]:
         facts, images = self.datasets[name], self.images.get(name)
         is_train = name in self.cfg.DATASETS.TRAIN
-        boxes = resized_boxes(self.cfg, facts, images, model, is_train)
+        boxes = resized_boxes(self.cfg, facts, model, is_train)
         if is_train:
             self.warnings += unreached_warnings(self.cfg, facts, boxes)
         return describe_dataset(self.cfg, facts, images, boxes, is_train)

@@ -16,8 +16,6 @@ from .annotations.voc import is_stock_voc, read_voc
 from .box_checks import check_boxes
 from .dataset_facts import DatasetFacts
 from .findings import Findings
-from .images.image_files import read_headers
-from .images.image_headers import ImageHeader
 from .set_checks import check_each_set, check_sets_together
 
 EVALUATOR_TYPES = ("coco", "pascal_voc")
@@ -147,18 +145,8 @@ def _inspect(
     # What entries that could be read lack is of little use beside those that could not.
     if len(findings.errors) == num_errors:
         check_each_set(facts, trained, evaluated, cfg, findings)
-        _add_missing_sizes(facts)
         check_boxes(facts, findings)
     return facts
-
-
-def _add_missing_sizes(facts: DatasetFacts) -> None:
-    """Sizes of images that only their files say."""
-    missing = [i for i, image in enumerate(facts.images) if "width" not in image]
-    headers = read_headers([facts.images[i]["file_name"] for i in missing])
-    for i, header in zip(missing, headers):
-        if isinstance(header, ImageHeader):
-            facts.sizes[i] = header.width, header.height
 
 
 def _read(name: str, evaluated: bool, cfg: CfgNode, findings: Findings) -> DatasetFacts | None:

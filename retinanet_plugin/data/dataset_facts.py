@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+from .images.header_cache import read_headers
+from .images.image_headers import BadImage, ImageHeader
+
 _EMPTY = 1e-5  # pixels, of Detectron2's Boxes.nonempty
+
+
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """Which of the boxes (M, 4), (x1, y1, x2, y2), training does not drop; (M,) bool."""
+    return np.all(boxes[:, 2:] - boxes[:, :2] > _EMPTY, axis=1)
 
 
 @dataclass
@@ -71,7 +79,7 @@ class DatasetFacts:
     @cached_property
     def has_area(self) -> np.ndarray:
         """(M,) bool; training drops the other boxes."""
-        return np.all(self.box_sizes > _EMPTY, axis=1)
+        return has_area(self.boxes)
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -85,9 +93,22 @@ class DatasetFacts:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(N, 2) float64, width and height of the N images; NaN where the data do not say."""
+        """(N, 2) float64, width and height of the N images as they are read.
+
+        Where the data do not say them, those of the files; NaN where these do not, either.
+        """
         sizes = [(image.get("width", np.nan), image.get("height", np.nan)) for image in self.images]
-        return np.array(sizes, np.float64).reshape(-1, 2)
+        array = np.array(sizes, np.float64).reshape(-1, 2)
+        for i in np.flatnonzero(np.isnan(array).any(axis=1)):
+            header = self.headers[i]
+            if isinstance(header, ImageHeader):
+                array[i] = header.width, header.height
+        return array
+
+    @cached_property
+    def headers(self) -> list[ImageHeader | BadImage | None]:
+        """Of the N image files, read once; see :func:`read_headers`."""
+        return read_headers([os.fspath(image["file_name"]) for image in self.images])
 
     @cached_property
     def boxes_per_image(self) -> np.ndarray:

@@ -1,14 +1,12 @@
 """What a data set looks like to a model: images, boxes after resizing, boxes without an anchor."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from detectron2.config import CfgNode
-from torch import nn
 
-from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
+from ..data.anchor_reach import foreground_iou, short_edge
 from ..data.dataset_facts import DatasetFacts
 from ..data.images.image_files import ImageFacts
+from ..data.resized_boxes import ResizedBoxes
 from .tables import facts as fact_lines
 from .tables import table
 
@@ -20,60 +18,6 @@ _MOST_CLASSES = 40
 _MANY_UNREACHED = 0.1
 _MOST_NAMED = 5
 _NAME_WIDTH = 14
-
-
-@dataclass
-class ResizedBoxes:
-    """Boxes without crowds, as a model sees them; arrays over those of images of known size."""
-
-    image_sizes: np.ndarray  # (N', 2), of the images themselves
-    classes: np.ndarray  # (M',)
-    images: np.ndarray  # (M',), index of the image
-    areas: np.ndarray  # (M',), in pixels of the resized image
-    ious: np.ndarray | None  # (M',), with the best anchor; None: not a grid of anchors
-
-
-def resized_boxes(
-    cfg: CfgNode,
-    facts: DatasetFacts,
-    image_facts: ImageFacts | None,
-    model: nn.Module | None,
-    is_train: bool,
-) -> ResizedBoxes:
-    """
-    Args:
-        cfg: the sizes are those of ``INPUT``.
-        facts, image_facts: of the data set; sizes are those of the files, if they were looked at.
-        model: its anchors are compared; None: there is no such model.
-        is_train: whether the sizes of training or those of testing are meant.
-    """
-    sizes = facts.sizes
-    if image_facts is not None:
-        of_files = np.array(image_facts.sizes, np.float64).reshape(-1, 2)
-        sizes = np.where(np.isnan(of_files), sizes, of_files)
-    is_known = ~np.isnan(sizes).any(axis=1)
-    max_size = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
-    new_sizes = np.full_like(sizes, np.nan)
-    new_sizes[is_known] = resized(sizes[is_known], short_edge(cfg, is_train), max_size)
-
-    index = facts.image_of
-    chosen = is_known[index] & ~facts.is_crowd
-    index = index[chosen]
-    # Detectron2 clips boxes to their images, and drops those of which nothing is left.
-    boxes = np.tile(new_sizes[index] / sizes[index], 2) * facts.boxes[chosen]
-    boxes = np.clip(boxes, 0, np.tile(new_sizes[index], 2))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    is_left = (sides > 0).all(axis=1)
-    ious = None
-    if model is not None and has_grid_of_anchors(model):
-        ious = best_iou(boxes[is_left], new_sizes[index][is_left], model)
-    return ResizedBoxes(
-        image_sizes=sizes[is_known],
-        classes=facts.classes[chosen][is_left],
-        images=index[is_left],
-        areas=sides[is_left].prod(axis=1),
-        ious=ious,
-    )
 
 
 def describe_dataset(
@@ -97,8 +41,9 @@ def describe_dataset(
     ]
     if image_facts is not None:
         pairs.append(("image files", _files(image_facts)))
-    if len(boxes.image_sizes):
-        pairs.append(("image sizes", _sizes(boxes.image_sizes)))
+    sizes = facts.sizes[~np.isnan(facts.sizes).any(axis=1)]
+    if len(sizes):
+        pairs.append(("image sizes", _sizes(sizes)))
         pairs.append(("resized by", _resizing(cfg, is_train)))
     pairs.append(("in an image", _per_image(cfg, facts)))
     lines = fact_lines(pairs)
@@ -110,10 +55,11 @@ def describe_dataset(
 def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
     """A sentence if there are classes many of whose boxes have no anchor near them."""
     iou = foreground_iou(cfg)
-    if boxes.ious is None or iou is None:
+    if boxes.are_reached is None or iou is None:
         return []
+    is_unreached = ~boxes.are_reached
     counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
-    unreached = np.bincount(boxes.classes[boxes.ious < iou], minlength=len(facts.class_names))
+    unreached = np.bincount(boxes.classes[is_unreached], minlength=len(facts.class_names))
     shares = unreached / np.maximum(counts, 1)
     order = np.argsort(-shares, kind="stable")
     chosen = order[: int((shares >= _MANY_UNREACHED).sum())]
@@ -127,7 +73,7 @@ def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -
         named.append(
             f"at least 10% of {_count(len(chosen) - _MOST_NAMED, 'more class', 'more classes')}"
         )
-    areas = boxes.areas[np.isin(boxes.classes, chosen) & (boxes.ious < iou)]
+    areas = boxes.areas[np.isin(boxes.classes, chosen) & is_unreached]
     return [
         f"in {facts.name} no anchor reaches an IoU of {iou:g} with {', '.join(named)}, boxes of a "
         f"median size of {np.median(np.sqrt(areas)):.0f} pixels: choose "
@@ -190,7 +136,7 @@ def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
 def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list[str]:
     """A row for each class that has boxes, the most frequent first, and one for all."""
     iou = foreground_iou(cfg)
-    is_unreached = None if boxes.ious is None or iou is None else boxes.ious < iou
+    is_unreached = None if boxes.are_reached is None else ~boxes.are_reached
     counts = np.bincount(boxes.classes, minlength=len(facts.class_names))
     order = np.argsort(-counts, kind="stable")
     num_shown = min(_MOST_CLASSES, int((counts > 0).sum()))

@@ -4,15 +4,18 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import PIL
 
 from ...errors import UserError
 from ...whole_files import write_whole_file
-from .image_headers import BadImage, ImageHeader
+from .image_headers import BadImage, ImageHeader, read_header
+from .many_files import each_of
 
 # Raised whenever an entry changes its meaning. Pillow decides what is an image at all.
 _VERSION = f"1 {PIL.__version__}".encode()
@@ -20,8 +23,31 @@ _VERSION = f"1 {PIL.__version__}".encode()
 _SETTLED_NS = 2 * 10**9
 # Headers of fewer images are read sooner than found in a cache.
 _MIN_FILES = 50
+_REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 
 Stamp = tuple[int, int, int]
+
+
+def read_headers(files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
+    """The headers of image files, in their order; of files that did not change, from a cache.
+
+    Args:
+        files: paths; those with a scheme (``s3://...``) are not looked at: None.
+    """
+    headers: dict[str, ImageHeader | BadImage] = {}
+    local = list(dict.fromkeys(file for file in files if not _REMOTE.match(file)))
+    # Stamps come first: a file that changes after this does not have the stamp that is kept.
+    stamps = dict(zip(local, each_of(stamp, local, "looking up images")))
+    caches = [HeaderCache(folder) for folder in large_folders(local)]
+    for cache in caches:
+        headers.update(cache.headers_of(stamps))
+    new = [file for file in local if file not in headers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about sizes, and EXIF that it cannot read
+        headers.update(zip(new, each_of(read_header, new, "reading headers of images")))
+    for cache in caches:
+        cache.add(stamps, {file: headers[file] for file in new})
+    return [headers.get(file) for file in files]
 
 
 def stamp(path: str) -> Stamp | None:

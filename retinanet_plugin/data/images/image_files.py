@@ -1,12 +1,8 @@
 """The image files of data sets: what is wrong with them, found from their headers."""
 
 import logging
-import math
 import os
-import re
-import warnings
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +11,12 @@ from PIL import Image
 
 from ..dataset_facts import DatasetFacts
 from ..findings import Findings, shown
-from .header_cache import HeaderCache, large_folders, stamp
-from .image_headers import BadImage, ImageHeader, is_see_through, read_header
-from .many_files import each_of
+from .header_cache import read_headers
+from .image_headers import BadImage, ImageHeader, is_see_through
 
 logger = logging.getLogger("detectron2.image_files")
 
 _SKIP = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
-_REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 # Pixels of as many images with alpha, of each data set, are looked at.
 _MOST_ALPHA = 20
 # What Detectron2's reading makes of a mode where that is not what a viewer shows.
@@ -35,41 +29,15 @@ _CHANGED_MODES = {
 
 @dataclass
 class ImageFacts:
-    """What the headers of a data set's images say.
-
-    ``sizes`` are width and height of each image as it is read; NaN where that is not known.
-    """
+    """What the headers of a data set's images say."""
 
     num_images: int = 0
     bad: dict[int, str] = field(default_factory=dict)  # why, by the image's index
     num_remote: int = 0  # not files of this machine: not looked at
     modes: Counter[str] = field(default_factory=Counter)  # of Pillow
-    sizes: list[tuple[float, float]] = field(default_factory=list)
     num_turned: int = 0  # by EXIF
     num_transparent: int = 0
     num_animated: int = 0
-
-
-def read_headers(files: Sequence[str]) -> list[ImageHeader | BadImage | None]:
-    """The headers of image files, in their order; of files that did not change, from a cache.
-
-    Args:
-        files: paths; those with a scheme (``s3://...``) are not looked at: None.
-    """
-    headers: dict[str, ImageHeader | BadImage] = {}
-    local = list(dict.fromkeys(file for file in files if not _REMOTE.match(file)))
-    # Stamps come first: a file that changes after this does not have the stamp that is kept.
-    stamps = dict(zip(local, each_of(stamp, local, "looking up images")))
-    caches = [HeaderCache(folder) for folder in large_folders(local)]
-    for cache in caches:
-        headers.update(cache.headers_of(stamps))
-    new = [file for file in local if file not in headers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about sizes, and EXIF that it cannot read
-        headers.update(zip(new, each_of(read_header, new, "reading headers of images")))
-    for cache in caches:
-        cache.add(stamps, {file: headers[file] for file in new})
-    return [headers.get(file) for file in files]
 
 
 def check_image_files(datasets: dict[str, DatasetFacts], cfg: CfgNode) -> None:
@@ -109,9 +77,7 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
     source = f"the images of {dataset.name}"
     skips = cfg.DATASETS.SKIP_BAD_IMAGES
     left_out = left_out_remedy(dataset.name, cfg)
-    headers = read_headers([image["file_name"] for image in dataset.images])
-    for index, (image, header) in enumerate(zip(dataset.images, headers)):
-        facts.sizes.append((math.nan, math.nan))
+    for index, (image, header) in enumerate(zip(dataset.images, dataset.headers)):
         if header is None:
             facts.num_remote += 1
             continue
@@ -206,7 +172,6 @@ def _check_alpha(findings: Findings, source: str, image: dict[str, Any]) -> None
 
 def _note(facts: ImageFacts, header: ImageHeader) -> None:
     facts.modes[header.mode] += 1
-    facts.sizes[-1] = (header.width, header.height)
     facts.num_turned += header.orientation > 1
     facts.num_transparent += header.is_transparent
     facts.num_animated += header.is_animated
