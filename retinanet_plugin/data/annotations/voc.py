@@ -16,8 +16,8 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _EXPORT = "export the annotations again"
 
 
-class _Problem(Exception):
-    """(kind, what is wrong, remedy)."""
+class VocProblem(Exception):
+    """What is wrong with a file: (kind, what, remedy)."""
 
 
 def is_stock_voc(name: str, metadata: Any) -> bool:
@@ -49,7 +49,7 @@ def read_voc(
     source = f"the image list {image_list(metadata)} of {name}"
     try:
         ids = list(_read_ids(image_list(metadata), evaluated))
-    except _Problem as problem:
+    except VocProblem as problem:
         kind, what, remedy = problem.args
         findings.error(kind, source, what, remedy)
         return None
@@ -60,9 +60,9 @@ def read_voc(
     for image_id in ids:
         path = os.path.join(metadata.dirname, "Annotations", f"{image_id}.xml")
         try:
-            tree = _parse(path)
-            image = _read_image(tree, metadata.thing_classes, evaluated)
-        except _Problem as problem:
+            tree = parse_voc_xml(path)
+            image = read_voc_image(tree, metadata.thing_classes, evaluated)
+        except VocProblem as problem:
             kind, what, remedy = problem.args
             findings.error(kind, f"the annotations of {name}", f"{path} {what}", remedy)
             continue
@@ -78,7 +78,7 @@ def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
         with PathManager.open(path) as f:
             lines = [line.strip() for line in f.read().splitlines()]
     except (OSError, ValueError) as error:
-        raise _Problem(
+        raise VocProblem(
             "file",
             f"it cannot be read ({getattr(error, 'strerror', None) or error})",
             "put Pascal VOC there, or set DETECTRON2_DATASETS to the folder that holds it",
@@ -87,20 +87,26 @@ def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
     if len(ids) == 1:
         # Of one line, numpy makes an array that Detectron2's loader cannot go through.
         what = "only one image is listed, which Detectron2's loader cannot read"
-        raise _Problem("one image", what, "list two or more images")
+        raise VocProblem("one image", what, "list two or more images")
     if lines and lines[0].startswith("\ufeff"):
         what = "it begins with a byte order mark, which becomes part of the first name"
-        raise _Problem("mark", what, "save it as UTF-8 without BOM")
+        raise VocProblem("mark", what, "save it as UTF-8 without BOM")
     for number, line in enumerate(lines, 1):
         what = f"line {number} is {line!r}"
         if len(line.split()) > 1 or "#" in line:
-            raise _Problem("line", what, "write the name of one image, without .jpg, in each line")
+            raise VocProblem(
+                "line", what, "write the name of one image, without .jpg, in each line"
+            )
         if not line and evaluated:
-            raise _Problem("blank line", f"line {number} is empty", "remove it")
+            raise VocProblem("blank line", f"line {number} is empty", "remove it")
     yield from ids
 
 
-def _parse(path: str) -> ET.Element:
+def parse_voc_xml(path: str) -> ET.Element:
+    """
+    Raises:
+        VocProblem: the file cannot be read, or is not XML.
+    """
     try:
         with PathManager.open(path) as f:
             return ET.parse(f).getroot()
@@ -109,9 +115,9 @@ def _parse(path: str) -> ET.Element:
         image_id = os.path.basename(path).removesuffix(".xml")
         if image_id.lower().endswith((".jpg", ".jpeg", ".png")):
             remedy = f"write {os.path.splitext(image_id)[0]} instead of {image_id} into the list"
-        raise _Problem("xml", f"cannot be read ({error.strerror})", remedy) from error
+        raise VocProblem("xml", f"cannot be read ({error.strerror})", remedy) from error
     except (ET.ParseError, ValueError) as error:
-        raise _Problem("xml syntax", f"is not XML ({error})", _EXPORT) from error
+        raise VocProblem("xml syntax", f"is not XML ({error})", _EXPORT) from error
 
 
 def _unread(tree: ET.Element) -> Iterator[tuple[str, str, str]]:
@@ -124,14 +130,23 @@ def _unread(tree: ET.Element) -> Iterator[tuple[str, str, str]]:
             yield "bndbox twice", what, "write an object for each box"
 
 
-def _read_image(tree: ET.Element, class_names: list[str], evaluated: bool) -> dict[str, Any]:
-    """Size and annotations of an XML file."""
+def read_voc_image(tree: ET.Element, class_names: list[str], evaluated: bool) -> dict[str, Any]:
+    """Height, width and annotations of an XML file; a box's first pixel is 1, its last is in it.
+
+    Args:
+        tree: its root.
+        class_names: what objects can be.
+        evaluated: whether Pascal VOC's evaluation will read it too.
+
+    Raises:
+        VocProblem: something that is needed is missing, or no number.
+    """
     image: dict[str, Any] = {}
     for key in ("height", "width"):
         size = tree.findtext(f"./size/{key}")
         if size is None or not size.strip().isdecimal() or int(size) == 0:
             remedy = "write the pixels of the image file into size"
-            raise _Problem("size", f"has {key} {shown(size)} in its size", remedy)
+            raise VocProblem("size", f"has {key} {shown(size)} in its size", remedy)
         image[key] = int(size)
     objects = tree.findall("object")
     image["annotations"] = [
@@ -148,7 +163,7 @@ def _read_object(
     if name not in class_names:
         what = f"has an object {number} of the class {shown(name)}, which the data set lacks"
         remedy = "correct the name, or register the data with its own class_names"
-        raise _Problem("class", what, remedy)
+        raise VocProblem("class", what, remedy)
     texts = [found.findtext(f"bndbox/{key}") for key in _CORNERS]
     try:
         x1, y1, x2, y2 = (float(text or "") for text in texts)
@@ -158,7 +173,7 @@ def _read_object(
     bbox = [x1 - 1, y1 - 1, x2, y2]
     if not all(abs(x) < MOST_PIXELS for x in bbox) or bbox[2] < bbox[0] or bbox[3] < bbox[1]:
         what = f"has an object {number} ({name}) with the bndbox {shown(texts)}"
-        raise _Problem("bndbox", what, "write xmin, ymin, xmax, ymax in pixels")
+        raise VocProblem("bndbox", what, "write xmin, ymin, xmax, ymax in pixels")
     if evaluated:
         _check_evaluated(number, found, name)
     return {
@@ -178,7 +193,7 @@ def _check_evaluated(number: int, found: ET.Element, name: str) -> None:
             remedy = f"Pascal VOC's evaluation needs {key}: write it"
             if key != "pose":
                 remedy += " as an integer"
-            raise _Problem(key, what, remedy)
+            raise VocProblem(key, what, remedy)
 
 
 def _is_integer(text: str) -> bool:
