@@ -1,17 +1,12 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
-import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
-from detectron2.config.compat import guess_version
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import Backbone
-from torch import nn
+from detectron2.config import CfgNode, get_cfg
 
-from .config_errors import check_keys, merging, no_section
 from .config_files import read_config_file
+from .config_merging import merge_content, merge_options
 from .errors import UserError
 
 
@@ -36,6 +31,10 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.OHEM_NMS_THRESH = 0.5
     # OHEMLoss: three background anchors for a foreground one.
     retinanet.OHEM_ONE_TO_THREE = False
+    # QualityFocalLoss: beta, 0 or in [1, 5]. VarifocalLoss: background's alpha and gamma.
+    retinanet.QUALITY_FOCAL_BETA = 2.0
+    retinanet.VARIFOCAL_ALPHA = 0.75
+    retinanet.VARIFOCAL_GAMMA = 2.0
     # lambda, the weight of the box loss next to the classification loss.
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
     # About the MiB that a matcher may take next to its results (IoUMatcher on a GPU: per image).
@@ -100,14 +99,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_retinanet_config(cfg)
     if config_file:
-        content = read_config_file(config_file)
-        with merging(cfg, config_file):
-            _merge_file(cfg, _with_floats(cfg, content), config_file)
-    _check_opts(opts)
-    source = "the options of the command line"
-    check_keys(cfg, opts[::2], source)
-    with merging(cfg, source):
-        cfg.merge_from_list(_options_with_floats(cfg, opts))
+        merge_content(cfg, read_config_file(config_file), config_file)
+    merge_options(cfg, opts)
     return cfg
 
 
@@ -148,107 +141,3 @@ def check_config(cfg: CfgNode) -> None:
             "MODEL.RETINANET.BFLOAT16 asks for bfloat16 and SOLVER.AMP.ENABLED for float16 with "
             "loss scaling: set one of them to False"
         )
-
-
-def head_input_shapes(cfg: CfgNode, backbone: Backbone) -> list[ShapeSpec]:
-    """Shapes of the features that the head reads.
-
-    Raises:
-        UserError: the backbone does not make them, or the anchors have another number of levels.
-    """
-    shapes = backbone.output_shape()
-    in_features = cfg.MODEL.RETINANET.IN_FEATURES
-    for name in in_features:
-        if name not in shapes:
-            raise UserError(
-                f"MODEL.RETINANET.IN_FEATURES has {name!r}, which the backbone "
-                f"{cfg.MODEL.BACKBONE.NAME} does not make: choose from {list(shapes)}"
-            )
-    for key in ("SIZES", "ASPECT_RATIOS"):
-        num_levels = len(cfg.MODEL.ANCHOR_GENERATOR[key])
-        if num_levels not in (1, len(in_features)):
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.{key} has {num_levels} levels but "
-                f"MODEL.RETINANET.IN_FEATURES has {len(in_features)} ({', '.join(in_features)}): "
-                "give one list for each level, or one for all"
-            )
-    return [shapes[name] for name in in_features]
-
-
-def num_cell_anchors(anchor_generator: nn.Module) -> int:
-    """A, which a head that is shared over the levels needs to be one number.
-
-    Raises:
-        UserError: it depends on the level.
-    """
-    counts = set(cast(list[int], anchor_generator.num_cell_anchors))
-    if len(counts) != 1:
-        raise UserError(
-            f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors at a location, depending on "
-            "the level: give every level as many SIZES and ASPECT_RATIOS"
-        )
-    return counts.pop()
-
-
-def _check_opts(opts: Sequence[str]) -> None:
-    for option in opts[::2]:
-        joined = re.fullmatch(r"([A-Z][A-Z0-9_.]*)=(.*)", option, re.DOTALL)
-        if joined:
-            raise UserError(
-                f"the config option {option} has no space: write {' '.join(joined.groups())}, "
-                'without the "="'
-            )
-    for option in opts:
-        if option.startswith("--"):
-            raise UserError(
-                f"{option} stands after the config options and would be read as a key or a value "
-                "of them: move it before --opts"
-            )
-    if len(opts) % 2:
-        raise UserError(
-            f"the config option {opts[-1]} has no value: write --opts KEY VALUE KEY VALUE ..."
-        )
-
-
-def _with_floats(cfg: CfgNode, content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with floats for whole numbers where ``cfg`` has floats: yacs takes no int."""
-    return {
-        key: _with_floats(cfg[key], value)
-        if isinstance(value, dict) and isinstance(cfg.get(key), CfgNode)
-        else _as_float(value, cfg.get(key))
-        for key, value in content.items()
-    }
-
-
-def _options_with_floats(cfg: CfgNode, opts: Sequence[Any]) -> list[Any]:
-    """As :func:`_with_floats`, of ``[KEY, VALUE, ...]`` with known keys."""
-    changed = list(opts)
-    for i, (key, value) in enumerate(zip(opts[::2], opts[1::2])):
-        usual: Any = cfg
-        for name in key.split("."):
-            usual = usual[name]
-        if isinstance(usual, float) and re.fullmatch(r"[+-]?\d{1,15}", str(value)):
-            changed[2 * i + 1] = float(value)
-    return changed
-
-
-def _as_float(value: Any, usual: Any) -> Any:
-    is_whole = type(value) is int and abs(value) < 10**15
-    return float(value) if is_whole and isinstance(usual, float) else value
-
-
-def _merge_file(cfg: CfgNode, content: dict[str, Any], path: str) -> None:
-    """As ``CfgNode.merge_from_file``, which would run code in the file."""
-    for key, value in content.items():
-        if isinstance(cfg.get(key), CfgNode) and not isinstance(value, dict):
-            raise no_section(cfg, key, value, path)
-    loaded = CfgNode(content)
-    version = loaded.get("VERSION") or guess_version(loaded, path)
-    if version == cfg.VERSION:
-        cfg.merge_from_other_cfg(loaded)
-        return
-    if version != 1:
-        raise UserError(f"{path} has VERSION {version!r}: write VERSION: {cfg.VERSION}")
-    old = downgrade_config(cfg, to_version=version)
-    old.merge_from_other_cfg(loaded)
-    cfg.update(upgrade_config(old))

@@ -19,14 +19,14 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from .compat import batch_images, log_scalar
-from .config import head_input_shapes, num_cell_anchors
 from .eager import is_transformed
-from .errors import UserError, described, registered
+from .errors import registered
 from .execution import Execution
 from .execution.transfer import instances_to_device, tensor_to_device
 from .head import RETINANET_HEAD_REGISTRY, split_anchors
 from .inference import RetinaNetInference
 from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
+from .losses.reduction import FIRST_LOSS_NORMALIZER, class_loss_of_levels, next_loss_normalizer
 from .matching import (
     MATCHER_REGISTRY,
     Targets,
@@ -37,9 +37,7 @@ from .matching import (
     read_ground_truth,
     read_ignore_boxes,
 )
-
-# Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
-FIRST_LOSS_NORMALIZER = 100.0
+from .pyramid import head_input_shapes, num_cell_anchors
 
 
 @META_ARCH_REGISTRY.register()
@@ -173,26 +171,17 @@ class ModularRetinaNet(nn.Module):
             ValueError: in training, an image has no ``instances``.
         """
         images = self.preprocess_image(batched_inputs)
-        with self.execution.context(images.tensor, self.backbone, self.head) as pixels:
-            features = self.backbone(pixels)
-            features = [features[name] for name in self.in_features]
-            pred_logits, pred_anchor_deltas = self.head(features)
+        features, pred_logits, pred_anchor_deltas = self.backbone_and_head(images.tensor)
         anchors = self.anchor_generator(features)
-        pred_logits = [split_anchors(level, self.num_classes) for level in pred_logits]
-        pred_anchor_deltas = [split_anchors(level, 4) for level in pred_anchor_deltas]
-
         if self.training:
             if self.draws():
                 self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
-            gt_instances = self.ground_truth(batched_inputs)
-            targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
-            regions = self.regions_to_ignore(batched_inputs)
-            gt_labels = self.without_ignored(targets.gt_labels, anchors, regions)
-            self._log_foreground(gt_labels)
+            targets = self.matching(batched_inputs, anchors, pred_logits, pred_anchor_deltas)
+            self._log_foreground(targets.gt_labels)
             return self.losses(
                 anchors,
                 pred_logits,
-                gt_labels,
+                targets.gt_labels,
                 pred_anchor_deltas,
                 targets.matched_gt_boxes,
             )
@@ -201,6 +190,45 @@ class ModularRetinaNet(nn.Module):
             {"instances": detector_postprocess(found, x.get("height", h), x.get("width", w))}
             for found, x, (h, w) in zip(detections, batched_inputs, images.image_sizes)
         ]
+
+    def backbone_and_head(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Run both as ``execution`` says.
+
+        Args:
+            images (Tensor): (N, 3, H, W), normalised and padded.
+
+        Returns:
+            of each level, features (N, C, Hi, Wi), logits (N, Hi, Wi, A, K) and deltas
+            (N, Hi, Wi, A, 4).
+        """
+        with self.execution.context(images, self.backbone, self.head) as pixels:
+            features = self.backbone(pixels)
+            features = [features[name] for name in self.in_features]
+            pred_logits, pred_anchor_deltas = self.head(features)
+        return (
+            features,
+            [split_anchors(level, self.num_classes) for level in pred_logits],
+            [split_anchors(level, 4) for level in pred_anchor_deltas],
+        )
+
+    def matching(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+    ) -> Targets:
+        """What each anchor of a batch is to learn, with regions to ignore.
+
+        Args:
+            batched_inputs (list[dict]): as in training, see :meth:`forward`.
+            anchors, pred_logits, pred_anchor_deltas: see :meth:`match`.
+        """
+        gt_instances = self.ground_truth(batched_inputs)
+        targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
+        regions = self.regions_to_ignore(batched_inputs)
+        gt_labels = self.without_ignored(targets.gt_labels, anchors, regions)
+        return targets._replace(gt_labels=gt_labels)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images, padded to one size: an :class:`ImageList` of (N, 3, H, W)."""
@@ -298,18 +326,8 @@ class ModularRetinaNet(nn.Module):
         Raises:
             UserError: a loss does not return what it is to return.
         """
-        labels_of_levels = gt_labels.split([len(boxes) for boxes in anchors], dim=1)
-        labels_of_levels = [
-            labels.reshape(logits.shape[:-1])
-            for labels, logits in zip(labels_of_levels, pred_logits)
-        ]
-        loss_cls = self.cls_loss(pred_logits, labels_of_levels, anchors)
-        if not isinstance(loss_cls, Tensor) or loss_cls.dim():
-            raise UserError(
-                f"{type(self.cls_loss).__name__} returns {described(loss_cls)}: return the sum "
-                "over all anchors, a scalar"
-            )
-        foreground = self._is_foreground(gt_labels)
+        loss_cls = class_loss_of_levels(self.cls_loss, pred_logits, gt_labels, anchors)
+        foreground = self.is_foreground(gt_labels)
         loss_box_reg = foreground_box_loss(
             self.box_loss,
             foreground,
@@ -345,11 +363,12 @@ class ModularRetinaNet(nn.Module):
     def _log_foreground(self, gt_labels: Tensor) -> None:
         log_scalar(
             "num_pos_anchors",
-            lambda: self._is_foreground(gt_labels).sum() / len(gt_labels),
+            lambda: self.is_foreground(gt_labels).sum() / len(gt_labels),
             gt_labels.device,
         )
 
-    def _is_foreground(self, gt_labels: Tensor) -> Tensor:
+    def is_foreground(self, gt_labels: Tensor) -> Tensor:
+        """Of labels (N, R), which are those of a class."""
         return (gt_labels >= 0) & (gt_labels < self.num_classes)
 
     def _update_loss_normalizer(self, num_foreground: Tensor) -> Tensor:
@@ -359,8 +378,7 @@ class ModularRetinaNet(nn.Module):
         """
         if not self.training:
             return self.loss_normalizer.clone()
-        count = num_foreground.clamp(min=1).to(self.loss_normalizer)
-        average = self.loss_normalizer.lerp(count, 0.1)
+        average = next_loss_normalizer(self.loss_normalizer, num_foreground)
         if not is_transformed():
             # A copy of it, because autograd keeps the average while a later forward goes on.
             self.loss_normalizer.copy_(average)

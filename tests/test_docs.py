@@ -159,8 +159,8 @@ def house():
 
 # Which every file may import.
 BASE = {
-    "config", "config_files", "config_errors", "errors", "whole_files", "eager", "subnormal",
-    "compat",
+    "config", "config_merging", "config_files", "config_errors", "errors", "whole_files", "eager",
+    "subnormal", "compat",
 }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from ..data.dataset_facts import DatasetFacts
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs
-from ..head import split_anchors
 from ..meta_arch import ModularRetinaNet
 
 
@@ -115,22 +114,15 @@ def _summed_losses(
 ) -> tuple[dict[str, float], int]:
     """The losses of a batch, summed over its anchors, and how many of these are foreground.
 
-    ``forward`` returns detections in evaluation, so its parts are called here, in its order.
+    As ``forward`` in training, but of a model in evaluation: there that returns detections.
     """
     images = model.preprocess_image(inputs)
-    with model.execution.context(images.tensor, model.backbone, model.head) as pixels:
-        features = model.backbone(pixels)
-        features = [features[name] for name in model.in_features]
-        pred_logits, pred_anchor_deltas = model.head(features)
+    features, pred_logits, pred_anchor_deltas = model.backbone_and_head(images.tensor)
     anchors = model.anchor_generator(features)
-    pred_logits = [split_anchors(level, model.num_classes) for level in pred_logits]
-    pred_anchor_deltas = [split_anchors(level, 4) for level in pred_anchor_deltas]
-    targets = model.match(anchors, model.ground_truth(inputs), pred_logits, pred_anchor_deltas)
-    regions = model.regions_to_ignore(inputs)
-    gt_labels = model.without_ignored(targets.gt_labels, anchors, regions)
+    targets = model.matching(inputs, anchors, pred_logits, pred_anchor_deltas)
     losses = model.losses(
-        anchors, pred_logits, gt_labels, pred_anchor_deltas, targets.matched_gt_boxes
+        anchors, pred_logits, targets.gt_labels, pred_anchor_deltas, targets.matched_gt_boxes
     )
     normalizer = float(model.loss_normalizer)  # which evaluation leaves as it is
-    num_foreground = int(((gt_labels >= 0) & (gt_labels < model.num_classes)).sum())
+    num_foreground = int(model.is_foreground(targets.gt_labels).sum())
     return {name: float(loss) * normalizer for name, loss in losses.items()}, num_foreground

@@ -9,7 +9,6 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..head import split_anchors
 from ..matching import padded_regions, padded_truth
 
 if TYPE_CHECKING:
@@ -69,19 +68,16 @@ class TrainingStep(nn.Module):
             tuple[Tensor, Tensor]: loss_cls and loss_box_reg.
         """
         model = self.model
-        with model.execution.context(images, model.backbone, model.head) as pixels:
-            features = model.backbone(pixels)
-            features = [features[name] for name in model.in_features]
-            pred_logits, pred_anchor_deltas = model.head(features)
+        features, pred_logits, pred_anchor_deltas = model.backbone_and_head(images)
         if self.anchors is None:
             self.anchors = model.anchor_generator(features)
         targets = model.matcher.match_padded(self.anchors, gt_boxes, gt_classes)
         regions = [] if ignore_boxes is None else list(ignore_boxes)
         losses = model.losses(
             self.anchors,
-            [split_anchors(level, model.num_classes) for level in pred_logits],
+            pred_logits,
             model.without_ignored(targets.gt_labels, self.anchors, regions),
-            [split_anchors(level, 4) for level in pred_anchor_deltas],
+            pred_anchor_deltas,
             targets.matched_gt_boxes,
         )
         return losses["loss_cls"], losses["loss_box_reg"]
