@@ -21,7 +21,11 @@ from retinanet_plugin.losses import (
     dense_sigmoid_loss,
     focal_kernel,
 )
-from retinanet_plugin.losses.dense_sigmoid import FocalFormula
+from retinanet_plugin.losses.formulas import (
+    FocalFormula,
+    QualityFocalFormula,
+    VarifocalFormula,
+)
 
 N, H, W, A = 2, 3, 5, 3
 NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"
@@ -38,13 +42,13 @@ def interpreted():
         yield lambda *args, function=kernel_pass: pool.submit(function, *args).result()
 
 
-def kernel_pass(logits, labels, gamma, alpha, loss_scale=1.0):
+def kernel_pass(logits, labels, gamma, alpha, loss_scale=1.0, qualities=None):
     """As :func:`pytorch_pass`, from the kernel; for a process of its own, which it changes."""
     from retinanet_plugin.losses import focal_triton
 
     assert focal_triton.can_run(logits)
     dense_sigmoid.focal_kernel = lambda pred_logits, pytorch_pass: focal_triton
-    return pytorch_pass(logits, labels, gamma, alpha, loss_scale)
+    return pytorch_pass(logits, labels, gamma, alpha, loss_scale, qualities)
 
 
 def comparison(factor):
@@ -53,23 +57,27 @@ def comparison(factor):
     """
     from retinanet_plugin.losses import focal_triton
 
-    def changed(logits, labels, gamma, alpha, grad, grad_scale):
-        loss = focal_triton.loss_and_grad(logits, labels, gamma, alpha, grad, grad_scale)
+    def changed(logits, labels, formula, alpha, grad, *others):
+        loss = focal_triton.loss_and_grad(logits, labels, formula, alpha, grad, *others)
         grad.mul_(factor)
         return loss
 
     kernel = SimpleNamespace(loss_and_grad=changed)
     try:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            focal_kernel._compare(kernel, "cpu", dtype, dense_sigmoid._pytorch_focal_loss)
+            focal_kernel._compare(kernel, "cpu", dtype, dense_sigmoid._pytorch_loss)
     except ArithmeticError as error:
         return str(error)
 
 
-def pytorch_pass(logits, labels, gamma, alpha, loss_scale=1.0):
-    """The loss, and the gradient of it times ``loss_scale`` unless that is None."""
+def pytorch_pass(logits, labels, gamma, alpha, loss_scale=1.0, qualities=None):
+    """The loss, and the gradient of it times ``loss_scale`` unless that is None.
+
+    ``gamma`` is that of the focal loss, or another formula.
+    """
     logits.requires_grad_(loss_scale is not None)
-    loss = dense_sigmoid_loss(logits, labels, FocalFormula(gamma), alpha)
+    formula = FocalFormula(gamma) if isinstance(gamma, float) else gamma
+    loss = dense_sigmoid_loss(logits, labels, formula, alpha, gt_qualities=qualities)
     if loss_scale is None:
         return loss, None
     (grad,) = torch.autograd.grad(loss * loss_scale, logits)
@@ -87,9 +95,10 @@ def make_batch(num_classes, layout="pixels_innermost", dtype=torch.float32):
 
 def assert_equals_pytorch(result, inputs, rtol=5e-6, atol=1e-9):
     """That loss and gradient are those of PyTorch's pass in float64 on the same numbers."""
-    logits, labels, gamma, alpha = inputs
+    logits, *others = inputs
+    labels = others[0]
     loss, grad = result
-    right_loss, right_grad = pytorch_pass(logits.double(), labels, gamma, alpha)
+    right_loss, right_grad = pytorch_pass(logits.double(), *others)
     assert loss.dtype == torch.float32
     assert grad.dtype == logits.dtype
     assert grad.stride() == logits.stride()
@@ -99,6 +108,26 @@ def assert_equals_pytorch(result, inputs, rtol=5e-6, atol=1e-9):
 
 
 ALPHAS = {"none": lambda k: None, "one": lambda k: 0.25, "per_class": lambda k: torch.rand(k)}
+
+
+SOFT_FORMULAS = {
+    "cross_entropy": QualityFocalFormula(0.0),
+    "quality_1": QualityFocalFormula(1.0),
+    "quality_1.5": QualityFocalFormula(1.5),
+    "quality": QualityFocalFormula(2.0),
+    "varifocal": VarifocalFormula(2.0, alpha=0.75),
+}
+
+
+@pytest.mark.parametrize("formula", SOFT_FORMULAS.values(), ids=SOFT_FORMULAS)
+@pytest.mark.parametrize("layout", ["pixels_innermost", "classes_innermost"])
+def test_soft_targets(interpreted, layout, formula):
+    logits, labels = make_batch(80, layout)
+    qualities = torch.rand(labels.shape)
+    qualities[..., 0] = 0  # for the varifocal loss, background
+    inputs = logits, labels, formula, 0.25, 1.0, qualities
+    # The slope is about y - p, where both are rounded.
+    assert_equals_pytorch(interpreted(*inputs), inputs, atol=torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
@@ -229,9 +258,17 @@ def test_empty_level(interpreted):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "per_class"), [("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)]
+    ("dtype", "per_class", "targets"),
+    [
+        ("fp32", False, "hard"),
+        ("fp16", False, "hard"),
+        ("bf16", False, "hard"),
+        ("bf16", True, "hard"),
+        ("fp32", False, "quality"),
+        ("bf16", False, "varifocal"),
+    ],
 )
-def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class):
+def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class, targets):
     """More than 2^31 entries, types that the interpreter does not check, and wide accesses."""
     triton = pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
     if "nvidia" not in triton.backends.backends:
@@ -241,10 +278,12 @@ def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = dict.fromkeys(_focal_kernel.arg_names, "fp32")
     signature.update(logits=f"*{dtype}", grad=f"*{dtype}", labels="*i32", alphas="*fp32")
+    signature.update(qualities="*fp32")
     signature.update(block_losses="*fp32", num_entries="i64", run_length="i32")
-    constants = {"NUM_CLASSES": 80, "PER_CLASS": per_class, "WITH_GRAD": True, "BLOCK_SIZE": 1024}
+    constants = {"NUM_CLASSES": 80, "PER_CLASS": per_class, "TARGETS": targets}
+    constants.update(WITH_GRAD=True, BLOCK_SIZE=1024)
     signature.update(dict.fromkeys(constants, "constexpr"))
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(6)}  # as tensors' memory is
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(7)}  # as tensors' memory is
     source = triton.compiler.ASTSource(_focal_kernel, signature, constants, aligned)
     target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
     ptx = triton.compile(source, target=target, options={"num_warps": 8}).asm["ptx"]
@@ -265,7 +304,7 @@ def test_on_a_gpu_without_waiting(layout, dtype, rtol):
     logits, labels = (x.cuda() for x in make_batch(80, layout, dtype))
     inputs = logits, labels, 2.0, torch.rand(80, device="cuda")
     pytorch_pass(*inputs)  # tries the kernel, for which the GPU is waited for
-    assert focal_kernel.focal_kernel(logits, dense_sigmoid._pytorch_focal_loss) is not None
+    assert focal_kernel.focal_kernel(logits, dense_sigmoid._pytorch_loss) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = pytorch_pass(*inputs)

@@ -8,14 +8,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .formulas import FocalFormula, QualityFocalFormula, VarifocalFormula
+
 
 def focal_kernel(pred_logits: Tensor, pytorch_pass: Callable) -> ModuleType | None:
     """The module ``focal_triton`` if it takes these logits and gives the right numbers, else None.
 
     Args:
         pred_logits: (..., K).
-        pytorch_pass: from logits, labels, gamma, alpha and a tensor for the gradient to the loss,
-            what the kernel is compared with.
+        pytorch_pass: from logits, labels, formula, alpha, a tensor for the gradient, and
+            qualities or None, to the loss: what the kernel is compared with.
     """
     if not pred_logits.is_cuda or pred_logits.dtype == torch.float64:
         return None
@@ -59,16 +61,21 @@ def _compare(
     labels = torch.tensor([0, 1, 3, 3, -1], device=device)
     scale = 2.0**10 if dtype == torch.float16 else 1.0
     rtol = 1e-4 + 2 * torch.finfo(dtype).eps
-    for gamma in (0.0, 0.5, 2.0):
+    soft = torch.tensor([0.8, 0.3, 0, 0, 0], device=device)
+    for formula, qualities in (
+        *((FocalFormula(gamma), None) for gamma in (0.0, 0.5, 2.0)),
+        *((QualityFocalFormula(beta), soft) for beta in (0.0, 1.5, 2.0)),
+        (VarifocalFormula(2.0, alpha=0.75), soft),
+    ):
         grad, right_grad = torch.empty_like(logits), torch.empty_like(logits)
-        loss = kernel.loss_and_grad(logits, labels, gamma, 0.25, grad, scale)
-        right_loss = pytorch_pass(logits, labels, gamma, 0.25, right_grad)
+        loss = kernel.loss_and_grad(logits, labels, formula, 0.25, grad, scale, qualities)
+        right_loss = pytorch_pass(logits, labels, formula, 0.25, right_grad, qualities)
         if not (
             torch.allclose(loss, right_loss, rtol=1e-4)
             and torch.allclose(grad.float(), right_grad.float(), rtol=rtol, atol=1e-12)
         ):
             raise ArithmeticError(
-                f"with gamma {gamma} the kernel gives the loss {loss.item()} and the gradient "
+                f"of {formula} the kernel gives the loss {loss.item()} and the gradient "
                 f"{grad.tolist()}, not {right_loss.item()} and {right_grad.tolist()}"
             )
 

@@ -1,7 +1,7 @@
-"""The focal loss of integer labels and its gradient in one GPU kernel, written in Triton.
+"""The focal loss and its gradient in one GPU kernel, written in Triton; with soft targets as well.
 
 Each logit is read once, each gradient written once, and nothing else of their size is made. The
-formula is that of ``FocalFormula`` in ``dense_sigmoid.py``. Importing this file needs Triton, which
+formulas are those of ``formulas.py``. Importing this file needs Triton, which
 PyTorch's CUDA builds bring.
 """
 
@@ -10,6 +10,8 @@ import math
 import torch
 import triton
 import triton.language as tl
+
+from .formulas import FocalFormula, VarifocalFormula
 
 # Four entries for each of 256 threads: with eight, registers would leave room for fewer threads.
 _BLOCK_SIZE = 1024
@@ -28,12 +30,13 @@ def can_run(pred_logits: torch.Tensor) -> bool:
 def loss_and_grad(
     pred_logits: torch.Tensor,
     gt_labels: torch.Tensor,
-    gamma: float,
+    formula: FocalFormula,
     alpha: float | torch.Tensor | None,
     grad: torch.Tensor | None,
     grad_scale: float,
+    gt_qualities: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The summed focal loss, and its gradient unless ``grad`` is None.
+    """The summed loss, and its gradient unless ``grad`` is None.
 
     The arithmetic is float32, the sum is the same in every run, the host does not wait.
 
@@ -41,12 +44,14 @@ def loss_and_grad(
         pred_logits: (..., K), float16, bfloat16 or float32, dense in memory with its
             dimensions in any order.
         gt_labels: (...), integers: below 0 ignored, 0..K-1 a class, K and above background.
-        gamma: focusing, not negative; 0 is cross entropy.
+        formula: one of ``KERNEL_FORMULAS`` in ``dense_sigmoid.py``.
         alpha: weight of foreground entries, those of background have
             1 - alpha; a Tensor (K,) holds one for each class. None: every weight is 1.
         grad: of the logits' type and strides; the gradient times ``grad_scale``
             is written there.
         grad_scale: keeps the gradient in the range of its type.
+        gt_qualities: (...), the soft targets of a formula that has them; alpha, a number or None,
+            then weighs background alone.
 
     Returns:
         Tensor: a float32 scalar.
@@ -56,34 +61,43 @@ def loss_and_grad(
     if num_blocks > 0:
         # Triton launches on the current device, which need not be the logits'.
         with torch.cuda.device_of(pred_logits):
-            _launch(pred_logits, gt_labels, gamma, alpha, grad, grad_scale, block_losses)
+            _launch(
+                pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualities, block_losses
+            )
     return block_losses.sum()
 
 
-def _launch(pred_logits, gt_labels, gamma, alpha, grad, grad_scale, block_losses):
+def _launch(pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualities, block_losses):
     order, run_length = _memory_layout(pred_logits)
     num_classes = pred_logits.shape[-1]
-    labels = gt_labels.permute([dim for dim in order if dim != gt_labels.dim()])
+    label_order = [dim for dim in order if dim != gt_labels.dim()]
+    labels = gt_labels.permute(label_order)
     per_class = isinstance(alpha, torch.Tensor)
     foreground_weight, background_weight = 1.0, 1.0
     if alpha is not None and not per_class:
         foreground_weight, background_weight = float(alpha), 1 - float(alpha)
+    targets = "hard"
+    if gt_qualities is not None:
+        foreground_weight = 1.0
+        targets = "varifocal" if isinstance(formula, VarifocalFormula) else "quality"
     _focal_kernel[(len(block_losses),)](
         pred_logits,
         # clamp: an int64 beyond int32 is background or ignored too
         labels.long().clamp(-1, num_classes).to(torch.int32, memory_format=torch.contiguous_format),
         # In place of a tensor that is not there, any: the kernel does not touch it.
         alpha.contiguous() if per_class else block_losses,
+        block_losses if targets == "hard" else gt_qualities.permute(label_order).contiguous(),
         block_losses if grad is None else grad,
         block_losses,
         pred_logits.numel(),
         run_length,
-        float(gamma),
+        float(formula.gamma),
         foreground_weight,
         background_weight,
         float(grad_scale),
         NUM_CLASSES=num_classes,
         PER_CLASS=per_class,
+        TARGETS=targets,
         WITH_GRAD=grad is not None,
         BLOCK_SIZE=_BLOCK_SIZE,
         num_warps=_NUM_WARPS,
@@ -106,6 +120,7 @@ def _focal_kernel(
     logits,  # in memory (..., NUM_CLASSES, run_length)
     labels,  # int32, in memory (..., run_length)
     alphas,  # (NUM_CLASSES,), read if PER_CLASS
+    qualities,  # as the labels, read unless TARGETS is "hard"
     grad,  # in memory as the logits, written if WITH_GRAD
     block_losses,  # of each program
     num_entries,
@@ -116,6 +131,7 @@ def _focal_kernel(
     grad_scale,
     NUM_CLASSES: tl.constexpr,
     PER_CLASS: tl.constexpr,
+    TARGETS: tl.constexpr,  # "hard", "quality" or "varifocal"
     WITH_GRAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
@@ -135,8 +151,17 @@ def _focal_kernel(
     label = tl.load(labels + first_anchor + anchor, mask=in_bounds, other=-1)
     is_foreground = label == cls
     is_known = label >= 0
+    if TARGETS != "hard":
+        quality_at = qualities + first_anchor + anchor
+        quality = tl.load(quality_at, mask=in_bounds & is_foreground, other=0.0).to(tl.float32)
+    if TARGETS == "varifocal":
+        is_foreground = is_foreground & (quality > 0)
     v = tl.where(is_foreground, -x, x)  # the error -x_t
     loss, slope = _focal_formula(v, gamma)
+    if TARGETS != "hard":
+        soft_loss, soft_slope = _soft_formula(v, quality, gamma, TARGETS)
+        loss = tl.where(is_foreground, soft_loss, loss)
+        slope = tl.where(is_foreground, soft_slope, slope)
 
     if PER_CLASS:
         alpha = tl.load(alphas + cls).to(tl.float32)
@@ -154,20 +179,8 @@ def _focal_kernel(
 
 @triton.jit
 def _focal_formula(v, gamma):
-    """As ``FocalFormula`` in ``dense_sigmoid.py``, of float32 errors of any size."""
-    exp = tl.exp(-tl.abs(v))  # of no positive number: cannot overflow
-    larger = 1.0 / (1.0 + exp)
-    smaller = exp * larger
-    q = tl.where(v >= 0, larger, smaller)  # 1 - p_t
-    p_t = tl.where(v >= 0, smaller, larger)
-    # log(1 + exp) as the series of 2 artanh(s), s <= 1/3; a GPU's fast logarithm near 1 would
-    # lose the small losses.
-    s = exp / (2.0 + exp)
-    s2 = s * s
-    series = 1.0 / 9 + s2 * (1.0 / 11 + s2 * (1.0 / 13 + s2 * (1.0 / 15)))
-    series = 1.0 + s2 * (1.0 / 3 + s2 * (1.0 / 5 + s2 * (1.0 / 7 + s2 * series)))
-    log1p_exp = 2.0 * s * series
-
+    """As ``FocalFormula`` in ``formulas.py``, of float32 errors of any size."""
+    q, p_t, log1p_exp = _sigmoid_and_logarithm(v)
     focus = q * q
     if gamma == 0:
         focus = tl.full(q.shape, 1.0, tl.float32)
@@ -175,3 +188,48 @@ def _focal_formula(v, gamma):
         focus = tl.exp(gamma * (tl.minimum(v, 0.0) - log1p_exp))  # of gamma log(q)
     loss = focus * (tl.maximum(v, 0.0) + log1p_exp)
     return loss, gamma * p_t * loss + q * focus
+
+
+@triton.jit
+def _soft_formula(v, quality, gamma, TARGETS: tl.constexpr):
+    """``soft_foreground`` of ``QualityFocalFormula`` or, q > 0, ``VarifocalFormula``."""
+    one_minus_p, p, log1p_exp = _sigmoid_and_logarithm(v)
+    cross_entropy = log1p_exp + quality * tl.maximum(v, 0.0) + (1 - quality) * tl.maximum(-v, 0.0)
+    distance = quality - p
+    if TARGETS == "varifocal":
+        return quality * cross_entropy, quality * distance
+    size = tl.abs(distance)
+    focus = distance * distance
+    steepness = 2 * size
+    if gamma == 0:
+        focus = tl.full(v.shape, 1.0, tl.float32)
+        steepness = tl.full(v.shape, 0.0, tl.float32)
+    elif gamma != 2:
+        logarithm = tl.log(tl.maximum(size, 1e-30))
+        focus = tl.exp(gamma * logarithm)
+        steepness = gamma * tl.exp((gamma - 1) * logarithm)
+    steepness = tl.where(distance < 0, -steepness, steepness)
+    return (
+        focus * cross_entropy,
+        focus * distance + steepness * p * one_minus_p * cross_entropy,
+    )
+
+
+@triton.jit
+def _sigmoid_and_logarithm(v):
+    """sigmoid(v), sigmoid(-v) and log(1 + exp(-|v|)), of float32 values of any size."""
+    exp = tl.exp(-tl.abs(v))  # of no positive number: cannot overflow
+    larger = 1.0 / (1.0 + exp)
+    smaller = exp * larger
+    # log(1 + exp) as the series of 2 artanh(s), s <= 1/3; a GPU's fast logarithm near 1 would
+    # lose the small losses.
+    s = exp / (2.0 + exp)
+    s2 = s * s
+    series = 1.0 / 9 + s2 * (1.0 / 11 + s2 * (1.0 / 13 + s2 * (1.0 / 15)))
+    series = 1.0 + s2 * (1.0 / 3 + s2 * (1.0 / 5 + s2 * (1.0 / 7 + s2 * series)))
+    is_positive = v >= 0
+    return (
+        tl.where(is_positive, larger, smaller),
+        tl.where(is_positive, smaller, larger),
+        2.0 * s * series,
+    )

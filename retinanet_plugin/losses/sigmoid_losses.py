@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .alpha import AUTO, alpha_from_config, check_alpha, check_alphas
-from .dense_sigmoid import FocalFormula, dense_sigmoid_loss, write_softplus, write_thresholded
+from .dense_sigmoid import dense_sigmoid_loss
+from .formulas import FocalFormula, write_softplus, write_thresholded
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
@@ -33,6 +34,8 @@ class SigmoidLoss(nn.Module):
 
     # A CUDA graph can hold it: no operation waits for values or has a shape that depends on them.
     fixed_shapes = True
+    # It is given soft targets as a fourth argument: see QualityLoss.
+    needs_qualities: bool = False
 
     @configurable
     def __init__(self, *, alpha: float | Sequence[float] | str = -1.0, triton: bool = True):
@@ -99,15 +102,26 @@ class SigmoidLoss(nn.Module):
         Raises:
             UserError: alpha is "auto" still, or see :func:`dense_sigmoid_loss`.
         """
+        return self.sum_over_levels(pred_logits, gt_labels)
+
+    def sum_over_levels(
+        self,
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        gt_qualities: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """As :meth:`forward`, with soft targets (N, Hi, Wi, A) of each level where they are given:
+        see :func:`dense_sigmoid_loss`."""
         if isinstance(self.alpha, str):
             raise UserError(
                 "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS is 'auto' and nothing has counted the "
                 "classes: train with retinanet_plugin.engine.Trainer, or build the model from "
                 "retinanet_plugin.data.class_alphas.resolve_auto_alpha(cfg)"
             )
+        qualities = gt_qualities or [None] * len(pred_logits)
         losses = [
-            dense_sigmoid_loss(logits, labels, self.loss_and_slope, self.alpha, self.triton)
-            for logits, labels in zip(pred_logits, gt_labels)
+            dense_sigmoid_loss(logits, labels, self.loss_and_slope, self.alpha, self.triton, soft)
+            for logits, labels, soft in zip(pred_logits, gt_labels, qualities)
         ]
         return torch.stack(losses).sum()
 
@@ -158,7 +172,7 @@ class FocalLoss(SigmoidLoss):
             UserError: alpha or gamma is out of its range.
         """
         super().__init__(alpha=alpha, triton=triton)
-        self.gamma = _check_gamma(gamma, "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
+        self.gamma = check_gamma(gamma, "MODEL.RETINANET.FOCAL_LOSS_GAMMA")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -262,11 +276,11 @@ def sigmoid_focal_loss(
         UserError: alpha or gamma is out of its range, or see :func:`dense_sigmoid_loss`.
     """
     weight = check_alpha(alpha, name="alpha of sigmoid_focal_loss")
-    formula = FocalFormula(_check_gamma(gamma, "gamma of sigmoid_focal_loss"))
+    formula = FocalFormula(check_gamma(gamma, "gamma of sigmoid_focal_loss"))
     return dense_sigmoid_loss(pred_logits, gt_labels, formula, weight)
 
 
-def _check_gamma(gamma: float, name: str) -> float:
+def check_gamma(gamma: float, name: str) -> float:
     """The same range in the module and the function: that of the paper's table 1b.
 
     More than 5 is rather a lost decimal point than a wish, and was tested by nobody.
