@@ -17,8 +17,10 @@ from .anchor_search import AnchorSearch
 # Of RetinaNet: three scales an octave from 4 strides on.
 _USUAL_SCALES = [4 * 2 ** (i / 3) for i in range(3)]
 _USUAL_RATIOS = [0.5, 1.0, 2.0]
-# Fewer anchors are as good if they miss no more than this share of all boxes.
+# Fewer anchors are as good if they miss no more than this share of all boxes, and lose no more than
+# this of the mean IoU, without which few anchors would be foreground and boxes only just.
 _AS_GOOD = 0.002
+_AS_GOOD_IOU = 0.02
 # Boxes that are searched with: some thousands say as much as all, and take seconds.
 _MOST_SAMPLED = 4000
 _MOST_SAMPLED_OF_CLASSES = 2000  # beside those, shared among the classes whatever their counts
@@ -113,23 +115,26 @@ def fit_anchors(
     search = AnchorSearch(
         grid, boxes[chosen], image_sizes[chosen], classes[chosen], weights, least, threshold
     )
-    found = []
+    found = [before]
     for scales, ratios in search.grow(max_anchors):
         new = measured(_sizes(scales, strides), [[_rounded(x) for x in ratios]] * len(strides))
         keeps_classes = (_shares(new.are_reached, classes) >= least - 1e-9).all()
         if keeps_classes and new.are_reached.sum() >= before.are_reached.sum():
             found.append(new)
-    after = _smallest(found) if found else before
-    if (after.coverage, -after.num_anchors) <= (before.coverage, -before.num_anchors):
-        after = before
+    after = _smallest(found)
     return AnchorFit(before, after, grid.best_iou_of_any_shape(boxes, image_sizes))
 
 
 def _smallest(found: list[Anchors]) -> Anchors:
-    """Those with the fewest anchors at a location of those that reach about as many boxes."""
+    """Those with the fewest anchors at a location of those that are about as good as the best.
+
+    The first are taken where others have as many anchors and are no better.
+    """
     enough = max(anchors.coverage for anchors in found) - _AS_GOOD
     good = [anchors for anchors in found if anchors.coverage >= enough]
-    return min(good, key=lambda x: (x.num_anchors, -x.coverage, -x.ious.mean()))
+    enough = max(anchors.ious.mean() for anchors in good) - _AS_GOOD_IOU
+    good = [anchors for anchors in good if anchors.ious.mean() >= enough]
+    return min(good, key=lambda x: (x.num_anchors, x is not found[0], -x.coverage, -x.ious.mean()))
 
 
 def _sizes(scales: Sequence[float], strides: Sequence[int]) -> list[list[float]]:

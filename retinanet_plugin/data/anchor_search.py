@@ -6,10 +6,13 @@ import numpy as np
 
 from .anchor_reach import AnchorGrid, anchor_shapes, iou_at
 
-# The grid that is searched, in steps of an eighth of an octave. Scales are in strides; no ratio is
-# tried that is beyond those of the boxes.
-_SCALES = 2.0 ** (np.arange(-8, 41) / 8)  # 0.5 to 32
-_RATIOS = 2.0 ** (np.arange(-40, 41) / 8)  # 1/32 to 32
+# What is searched: steps of an eighth of an octave.
+_STEPS = 8
+# Scales in strides, from the smallest on. The largest is that which the largest box has on the
+# coarsest level, or this: larger anchors of a level see more than the network does there.
+_MIN_SCALE, _MAX_SCALE = 0.5, 8.0
+# Height / width and width / height; none is tried that is beyond those of the boxes.
+_MAX_RATIO = 32.0
 # Of sets that reach as many boxes, the one that fits them better: what 1 of IoU is worth in reach.
 _WORTH_OF_FIT = 0.1
 
@@ -45,9 +48,10 @@ class AnchorSearch:
         """
         boxes = boxes.astype(np.float32)
         sides = boxes[:, 2:] - boxes[:, :2]
-        log_ratios = np.log2(sides[:, 1] / sides[:, 0])
-        nearest = np.abs(np.log2(_RATIOS)[:, None] - [log_ratios.min(), log_ratios.max()]).argmin(0)
-        self.scales, self.ratios = _SCALES, _RATIOS[nearest[0] : nearest[1] + 1]
+        largest = np.sqrt(sides.prod(axis=1).max()) / max(grid.strides)
+        self.scales = _steps(_MIN_SCALE, max(_MAX_SCALE, largest))
+        ratios = (sides[:, 1] / sides[:, 0]).clip(1 / _MAX_RATIO, _MAX_RATIO)
+        self.ratios = _steps(ratios.min(), ratios.max())
         self._ious = self._table(grid, boxes, image_sizes)  # (scales, ratios, m)
         self._weights, self._least = weights.astype(np.float32), least
         self._threshold = threshold
@@ -125,3 +129,9 @@ class AnchorSearch:
             for row, anchor in zip(flat, unit):
                 np.maximum(row, iou_at(distance, sides, anchor * stride), out=row)
         return ious
+
+
+def _steps(low: float, high: float) -> np.ndarray:
+    """Powers of 2 in steps, the nearest to both ends and those between."""
+    first, last = np.round(_STEPS * np.log2([low, high]))
+    return 2.0 ** (np.arange(first, last + 1) / _STEPS)
