@@ -1,0 +1,48 @@
+"""COCO's format of object detection: files that also name their images' folder, more or less."""
+
+import json
+
+from ...errors import UserError
+from ...whole_files import write_whole_file
+from ..annotations.coco_format import read_coco
+from ..findings import Findings
+from .annotated_images import AnnotatedImage, AnnotatedImages, Box
+from .image_places import find_images, split_of
+from .sizes import take_sizes
+
+
+def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
+    """Read a file in COCO's format; its polygons and masks are not kept.
+
+    Raises:
+        UserError: an entry cannot be read, or the images are not found.
+    """
+    source = f"the annotation file {path}"
+    findings = Findings()
+    coco = read_coco(path, "", source, findings)
+    for error in findings.errors.values():
+        raise UserError(str(error))
+    assert coco is not None
+    names = [(image["file_name"],) for image in coco.images]
+    images = []
+    for entry, file_name in zip(coco.images, find_images(names, path, image_folder, source)):
+        boxes = []
+        for annotation in entry["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            label = coco.class_names[annotation["category_id"]]
+            boxes.append(Box(label, x, y, x + width, y + height, bool(annotation["iscrowd"])))
+        size = entry.get("width", 0), entry.get("height", 0)
+        images.append(AnnotatedImage(file_name, boxes, *size, split_of_file(path)))
+    return AnnotatedImages("COCO", coco.class_names, images, take_sizes(images))
+
+
+def split_of_file(path: str) -> str:
+    """The split that the name of a file, or of its folder, says; or ""."""
+    *_, folder, name = f"/{path}".replace("\\", "/").split("/")
+    return split_of(name, folder)
+
+
+def write_coco_file(dataset: AnnotatedImages, path: str) -> None:
+    """Write a file whose ``file_name`` are relative to the data set's image folder."""
+    content = json.dumps(dataset.to_coco(), ensure_ascii=False).encode()
+    write_whole_file(path, lambda file: file.write(content))

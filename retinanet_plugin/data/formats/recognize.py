@@ -1,0 +1,144 @@
+"""Which format a file is of, by its content."""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from .csv_table import is_csv_table
+from .image_places import is_image
+from .via_csv import SHAPE_COLUMN
+from .yolo import label_file
+from .yolo_config import images_below, load_yaml
+
+COCO, YOLO, YOLO_FOLDER = "COCO", "YOLO", "YOLO without data.yaml"
+VOC, LABELME, CREATEML = "Pascal VOC", "LabelMe", "CreateML"
+CSV, VIA_CSV = "CSV", "VIA's CSV"
+# What is not read, but known, so that what to do can be said.
+FOREIGN = {
+    "CVAT's own XML": "export it from CVAT as COCO 1.0",
+    "VIA's own JSON": "export it from VIA as CSV or COCO",
+    "Label Studio's own JSON": "export it from Label Studio as COCO or YOLO",
+}
+_DEPTH = 4  # VOCdevkit/VOC2007/Annotations/a.xml and one above
+_BEGINNING = 65536
+
+
+@dataclass
+class Contents:
+    """What lies below a folder."""
+
+    formats: dict[str, list[str]] = field(default_factory=dict)  # files by their format
+    images: list[str] = field(default_factory=list)
+    num_others: dict[str, int] = field(default_factory=dict)  # other files by their suffix
+
+    def add(self, kind: str, path: str) -> None:
+        self.formats.setdefault(kind, []).append(path)
+
+
+def contents_of(folder: str, image_folder: str | None) -> Contents:
+    """The annotation files and images below a folder, four levels deep, sorted.
+
+    Args:
+        image_folder: whose images may have YOLO's label files in ``folder``.
+    """
+    contents = Contents()
+    top = os.path.abspath(folder)
+    for parent, folders, names in os.walk(top, followlinks=True):
+        depth = len(os.path.relpath(parent, top).split(os.sep)) if parent != top else 0
+        folders[:] = sorted(x for x in folders if not x.startswith(".")) if depth < _DEPTH else []
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            if name.startswith("."):
+                continue
+            if is_image(name):
+                contents.images.append(path)
+                continue
+            kind = kind_of(path)
+            if kind:
+                contents.add(kind, path)
+            else:
+                suffix = os.path.splitext(name)[1].lower() or name
+                contents.num_others[suffix] = contents.num_others.get(suffix, 0) + 1
+    label_folders = None
+    if image_folder is not None:
+        contents.images = images_below(os.path.abspath(image_folder))
+        label_folders = os.path.abspath(image_folder), top
+    is_yolo = any(_has_yolo_label(image, label_folders) for image in contents.images)
+    if YOLO not in contents.formats and is_yolo:
+        contents.add(YOLO_FOLDER, top)
+    return contents
+
+
+def kind_of(path: str) -> str:
+    """The format of a file, one of :data:`FOREIGN`, or ""."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        if suffix == ".json":
+            return _kind_of_json(path)
+        if suffix == ".xml":
+            return _kind_of_xml(path)
+        if suffix in (".csv", ".tsv"):
+            return _kind_of_csv(path)
+        if suffix in (".yaml", ".yml"):
+            content = load_yaml(path)
+            is_yolo = isinstance(content, dict) and "names" in content
+            return YOLO if is_yolo and ("train" in content or "val" in content) else ""
+    except (OSError, ValueError):  # of no format; named as what was found
+        pass
+    return ""
+
+
+def _kind_of_json(path: str) -> str:
+    """By the keys that are anywhere in the file: it is not parsed, since it may be large."""
+    with open(path, "rb") as file:
+        beginning = file.read(_BEGINNING)
+        # Polygons of LabelMe come before a picture of megabytes, which need not be read.
+        if _has(beginning, "shapes") and not _has(beginning, "categories"):
+            return LABELME
+        content = beginning + file.read()
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        if _has(content, "coordinates") or _has(content, "imagefilename"):
+            return CREATEML
+        if _has(content, "image") and _has(content, "annotations"):
+            return "Label Studio's own JSON" if _has(content, "result") else CREATEML
+        return ""
+    if _has(content, "images") and (_has(content, "annotations") or _has(content, "categories")):
+        return COCO
+    if _has(content, "shapes") and _has(content, "imagePath"):
+        return LABELME
+    if _has(content, "shape_attributes"):
+        return "VIA's own JSON"
+    return ""
+
+
+def _has(content: bytes, key: str) -> bool:
+    return re.search(rb'"%s"\s*:' % key.encode(), content) is not None
+
+
+def _kind_of_xml(path: str) -> str:
+    with open(path, "rb") as file:
+        beginning = file.read(_BEGINNING)
+    if re.search(rb"<annotation[\s>]", beginning):
+        return VOC
+    return "CVAT's own XML" if re.search(rb"<annotations[\s>]", beginning) else ""
+
+
+def _kind_of_csv(path: str) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        first_line = file.readline(_BEGINNING)
+    if SHAPE_COLUMN in first_line:
+        return VIA_CSV
+    return CSV if is_csv_table(first_line) else ""
+
+
+def _has_yolo_label(image: str, folders: tuple[str, str] | None) -> bool:
+    """Whether an image has a label file that is empty or begins with a number."""
+    path = label_file(image, folders)
+    if path is None:
+        return False
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            words = file.readline(_BEGINNING).split()
+        return len(words) >= 2 and all(float(word) >= 0 for word in words[:2])
+    except (OSError, ValueError):
+        return False

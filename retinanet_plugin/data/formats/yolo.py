@@ -1,0 +1,144 @@
+"""YOLO: a text file for each image; a line is a class and the box in shares of the image's size."""
+
+import os
+from collections.abc import Sequence
+
+from ...errors import UserError
+from ..findings import counted, shown
+from .annotated_images import AnnotatedImage, AnnotatedImages, Box
+from .image_places import is_image
+from .numbers import to_number
+from .sizes import take_sizes
+from .yolo_config import YoloConfig
+
+# Shares may be that much above 1: they were rounded.
+_ROUNDING = 1e-4
+_NUMBERS_OF_BOX = 5
+
+
+def read_yolo(config: YoloConfig) -> AnnotatedImages:
+    """Read the label files of images, which are where Ultralytics looks for them.
+
+    For ``x/images/a.jpg`` that is ``x/labels/a.txt``; else, or where there is none, ``a.txt``
+    beside the image. A line of more than five numbers is a polygon: its bounding box is taken.
+
+    Raises:
+        UserError: a line is not as meant, a label file has no image, or no image has a label file.
+    """
+    images = [AnnotatedImage(path, split=split) for path, split in config.images.items()]
+    notes = config.notes + take_sizes(images)
+    labels = [label_file(image.file_name, config.label_folders) for image in images]
+    num_without = labels.count(None)
+    if num_without == len(labels):
+        example = images[0].file_name
+        place = label_places(example, config.label_folders)[0]
+        raise UserError(
+            f"{config.source}: no image has a label file, such as {place} for {example}: put the "
+            "labels there"
+        )
+    _check_images_of(labels, config)
+    for image, label in zip(images, labels):
+        if label is not None:
+            image.boxes = _read_labels(label, image, config)
+    dataset = AnnotatedImages("YOLO", config.class_names, images, notes)
+    if num_without:
+        without = counted(num_without, "image has", "images have")
+        dataset.notes.append(f"{without} no label file, which means: no objects")
+    return dataset
+
+
+def write_yolo_labels(image: AnnotatedImage, path: str, class_names: list[str]) -> None:
+    """Write the label file of an image; one without objects gets an empty file."""
+    lines = []
+    for box in image.boxes:
+        x, y = (box.x1 + box.x2) / 2 / image.width, (box.y1 + box.y2) / 2 / image.height
+        width, height = (box.x2 - box.x1) / image.width, (box.y2 - box.y1) / image.height
+        numbers = " ".join(f"{value:.10g}" for value in (x, y, width, height))
+        lines.append(f"{class_names.index(box.label)} {numbers}\n")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def label_places(image_path: str, folders: tuple[str, str] | None = None) -> list[str]:
+    """Where the label file of an image can be, the likeliest first.
+
+    Args:
+        folders: those of all images and of all labels, where that is known.
+    """
+    stem = os.path.splitext(image_path)[0]
+    if folders is not None:
+        return [os.path.join(folders[1], f"{os.path.relpath(stem, folders[0])}.txt")]
+    before, images, after = stem.rpartition("/images/")
+    beside = f"{stem}.txt"
+    return [f"{before}/labels/{after}.txt", beside] if images else [beside]
+
+
+def label_file(image_path: str, folders: tuple[str, str] | None = None) -> str | None:
+    """The label file of an image; None if there is none."""
+    return next(filter(os.path.isfile, label_places(image_path, folders)), None)
+
+
+def _check_images_of(labels: Sequence[str | None], config: YoloConfig) -> None:
+    """Refuse label files, in folders of their own, that have no image."""
+    known = set(labels)
+    for folder in {os.path.dirname(label) for label in known if label and "/labels/" in label}:
+        names = sorted(os.listdir(folder))
+        if not config.lists_folders or any(map(is_image, names)):
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(".txt") and name != "classes.txt" and path not in known:
+                raise UserError(
+                    f"the label file {path} has no image: add the image to the folder of the "
+                    "images, or remove the label file"
+                )
+
+
+def _read_labels(path: str, image: AnnotatedImage, config: YoloConfig) -> list[Box]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the label file {path} cannot be read ({error}): save it anew") from error
+    return [
+        _read_line(line.split(), f"line {number} of {path}", image, config)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def _read_line(values: list[str], where: str, image: AnnotatedImage, config: YoloConfig) -> Box:
+    num_values = len(values)
+    if num_values == _NUMBERS_OF_BOX + config.num_keypoint_values:
+        values = values[:_NUMBERS_OF_BOX]  # a pose, whose box comes first
+    elif num_values != _NUMBERS_OF_BOX and (num_values < 7 or num_values % 2 == 0):
+        raise UserError(
+            f"{where} has {counted(num_values, 'number', 'numbers')}: write class, x and y of the "
+            "centre, width, height, or class and a polygon of three points or more"
+        )
+    label = _class_name(values[0], where, config.class_names)
+    numbers = [to_number(value, f"{where} has") for value in values[1:]]
+    wrong = [value for value in numbers if not 0 <= value <= 1 + _ROUNDING]
+    if wrong:
+        raise UserError(
+            f"{where} has the number {wrong[0]:g}, not one of 0 to 1: write shares of the image's "
+            "width and height"
+        )
+    if len(numbers) == 4:
+        x, y, width, height = numbers
+        x1, y1, x2, y2 = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    else:
+        xs, ys = numbers[::2], numbers[1::2]
+        x1, y1, x2, y2 = min(xs), min(ys), max(xs), max(ys)
+    return Box(label, x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
+
+
+def _class_name(text: str, where: str, class_names: list[str]) -> str:
+    class_id = to_number(text, f"{where} has the class")
+    if class_id != int(class_id) or not 0 <= class_id < len(class_names):
+        raise UserError(
+            f"{where} has the class {shown(text)}, but the names are of 0 to {len(class_names) - 1}"
+            ": correct the line, or add the name"
+        )
+    return class_names[int(class_id)]

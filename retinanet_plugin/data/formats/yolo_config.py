@@ -1,0 +1,196 @@
+"""What a YOLO data set consists of: class names and images, by its data.yaml or its folders."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from ...errors import UserError
+from ..findings import counted, shown
+from .image_places import is_image, split_of
+from .numbers import to_label
+
+_SPLITS = ("train", "val", "test")
+_NAMES_FILES = ("classes.txt", "obj.names", "labels.txt")
+
+
+@dataclass
+class YoloConfig:
+    """Class names, and the images with their splits."""
+
+    source: str  # what it is called in messages
+    class_names: list[str]
+    images: dict[str, str]  # the split of each absolute path
+    lists_folders: bool = True  # False: some images are chosen by lists
+    label_folders: tuple[str, str] | None = None  # of images and labels, where neither tells
+    num_keypoint_values: int = 0  # behind each box, in data sets of poses
+    notes: list[str] = field(default_factory=list)
+
+
+def read_yolo_yaml(path: str) -> YoloConfig:
+    """Read a ``data.yaml``, whose paths are relative to ``path`` in it or to its own folder.
+
+    Raises:
+        UserError: it has no names, or a folder or list that it names does not exist.
+    """
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has no keys: write names, train and val")
+    names = _names(content.get("names"), path)
+    if content.get("nc", len(names)) != len(names):
+        raise UserError(
+            f"{path} has nc {shown(content['nc'])}, but {len(names)} names: correct one of them"
+        )
+    roots = _roots(content.get("path"), path)
+    config = YoloConfig(path, names, {}, num_keypoint_values=_keypoints(content, path))
+    num_twice = 0
+    for split in _SPLITS:
+        entries = content.get(split) or []
+        for entry in [entries] if isinstance(entries, str) else entries:
+            place = _place(entry, split, roots, path)
+            if os.path.isfile(place):
+                config.lists_folders = False
+            for image in _listed(place) if os.path.isfile(place) else images_below(place):
+                num_twice += config.images.get(image, split) != split
+                config.images.setdefault(image, split)
+    if not config.images:
+        raise UserError(f"{path}: train, val and test name no image: name their folders")
+    if num_twice:
+        twice = counted(num_twice, "image is", "images are")
+        config.notes.append(f"{twice} in two of train, val and test: the first one counts")
+    return config
+
+
+def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -> YoloConfig:
+    """A YOLO data set without a ``data.yaml``.
+
+    Args:
+        folder: below which the names of its classes are.
+        images: of which some have label files.
+        image_folder: whose images have their label files below ``folder``; None: see ``read_yolo``.
+
+    Raises:
+        UserError: there is no file with the names.
+    """
+    places = {folder, os.path.join(folder, "labels"), os.path.dirname(folder)}
+    places |= {os.path.dirname(image) for image in images}
+    places |= {place.replace("/images", "/labels") for place in places}
+    for place in sorted(places, key=lambda place: (len(place), place)):
+        for name in _NAMES_FILES:
+            path = os.path.join(place, name)
+            if os.path.isfile(path):
+                splits = [split_of(*os.path.relpath(x, folder).split("/")[:-1]) for x in images]
+                folders = (image_folder, folder) if image_folder else None
+                return YoloConfig(
+                    folder, _names_file(path), dict(zip(images, splits)), label_folders=folders
+                )
+    raise UserError(
+        f"{folder} has YOLO's label files, but no data.yaml and no {_NAMES_FILES[0]}: write "
+        f"{os.path.join(folder, _NAMES_FILES[0])} with the name of a class in each line, that of "
+        "class 0 first"
+    )
+
+
+def load_yaml(path: str) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): correct its path or permissions"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({reason}): correct it") from error
+
+
+def images_below(folder: str) -> list[str]:
+    """The image files in a folder and the folders in it, sorted."""
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_image(name) and not name.startswith(".")
+    )
+
+
+def _names(names: Any, path: str) -> list[str]:
+    if isinstance(names, dict):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise UserError(f"{path} has names of {shown(list(names))}: number them from 0 on")
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{path} has names {shown(names)}: list the names of the classes")
+    names = [to_label(x if isinstance(x, str) else str(x), f"{path} has the name") for x in names]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has the name {twice[0]} twice: give every class its own")
+    return names
+
+
+def _names_file(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file.read().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it anew") from error
+    return _names([line for line in lines if line], path)
+
+
+def _roots(folder: Any, path: str) -> list[str]:
+    """Where relative paths begin: at ``path`` of the file, else at the file's own folder."""
+    beside = os.path.dirname(os.path.abspath(path))
+    if not isinstance(folder, str):
+        return [beside]
+    root = os.path.normpath(os.path.join(beside, folder))
+    return [root, beside] if os.path.isdir(root) else [beside]
+
+
+def _place(entry: Any, split: str, roots: list[str], path: str) -> str:
+    """The folder or list of a split; with ``../`` in vain, as Roboflow writes it, without."""
+    tried = []
+    for root in roots:
+        for text in (entry, str(entry).removeprefix("../")):
+            place = os.path.normpath(os.path.join(root, str(text)))
+            if os.path.isdir(place) or os.path.isfile(place):
+                return place
+            tried.append(place)
+    raise UserError(
+        f"{path} has {split}: {entry}, but there is no {tried[0]}: correct it, or the key path"
+    )
+
+
+def _listed(path: str) -> Iterator[str]:
+    """The images of a list; relative ones are below its folder."""
+    folder = os.path.dirname(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the image list {path} cannot be read ({error}): save it anew") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        image = os.path.normpath(os.path.join(folder, line.strip()))
+        if not os.path.isfile(image):
+            raise UserError(
+                f"line {number} of {path} names {line.strip()}, but there is no {image}: write "
+                "paths that begin at the folder of the list"
+            )
+        yield image
+
+
+def _keypoints(content: dict[str, Any], path: str) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or [type(x) for x in shape] != [int, int]:
+        raise UserError(f"{path} has kpt_shape {shown(shape)}: write [number of points, 2 or 3]")
+    return int(shape[0] * shape[1])
