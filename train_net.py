@@ -11,15 +11,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-# Of Detectron2's and PyTorch's old names, which nobody who trains can mend.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated|torch.meshgrid")
 # Ctrl-C during the seconds that imports take needs no traceback.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from detectron2.engine import launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
+with warnings.catch_warnings():
+    # While Detectron2 is imported: it uses what PyTorch calls old, which nobody here can mend.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    from detectron2.engine import launch
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
 
 from retinanet_plugin.engine import (
     Checkpointer,
@@ -27,7 +28,7 @@ from retinanet_plugin.engine import (
     argument_parser,
     check_before_training,
     in_its_own_words,
-    keep_tracebacks_off_the_console,
+    keep_console_readable,
     log_end,
     missed_results_in_words,
     one_sentence_errors,
@@ -73,5 +74,5 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_tracebacks_off_the_console()
+    keep_console_readable()
     run()

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 
 from .commands import COMMANDS
-from .engine import keep_tracebacks_off_the_console, one_sentence_errors
+from .engine import keep_console_readable, one_sentence_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_tracebacks_off_the_console()
+    keep_console_readable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while the package was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

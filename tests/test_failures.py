@@ -30,7 +30,7 @@ from retinanet_plugin.engine import (
     one_sentence_errors,
     stop_signals,
 )
-from retinanet_plugin.engine.failures.console import keep_tracebacks_off_the_console
+from retinanet_plugin.engine.failures.console import keep_console_readable
 from retinanet_plugin.engine.failures.sentences import is_out_of_memory, sentence_of
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.head import split_anchors
@@ -352,7 +352,7 @@ def quiet(monkeypatch):
     loggers = [logging.getLogger(f"detectron2.engine.{name}") for name in ("train_loop", "launch")]
     for logger in loggers:
         monkeypatch.setattr(logger, "filters", [])
-    keep_tracebacks_off_the_console()
+    keep_console_readable()
 
 
 @pytest.mark.usefixtures("quiet")

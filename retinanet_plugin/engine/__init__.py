@@ -9,7 +9,7 @@ from .checks.startup_checks import (
 )
 from .command_line import argument_parser, set_up, setup_config
 from .ending import log_end, missed_results_in_words
-from .failures.console import in_its_own_words, keep_tracebacks_off_the_console, one_sentence_errors
+from .failures.console import in_its_own_words, keep_console_readable, one_sentence_errors
 from .signals import stop_signals
 from .trainer import Trainer, inference_folder
 
@@ -23,7 +23,7 @@ __all__ = [
     "check_weights_fit",
     "in_its_own_words",
     "inference_folder",
-    "keep_tracebacks_off_the_console",
+    "keep_console_readable",
     "log_end",
     "missed_results_in_words",
     "one_sentence_errors",

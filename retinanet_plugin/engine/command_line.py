@@ -1,6 +1,7 @@
 """The command line of ``train_net.py``: its options, and the config they make."""
 
 import argparse
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -12,6 +13,9 @@ from ..data.annotations.coco_json import register_coco_json
 from ..data.annotations.num_classes import NUM_CLASSES_KEY, take_num_classes
 from ..whole_files import write_whole_file
 from .checks.startup_log import log_on_console
+from .console_log import set_up_console
+
+logger = logging.getLogger("detectron2.trainer")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -29,7 +33,9 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``; an evaluation leaves a training's ``config.yaml`` as it is.
+    """Detectron2's ``default_setup``, of which ``log.txt`` has all and the console a line.
+
+    An evaluation leaves a training's ``config.yaml`` as it is.
 
     Args:
         cfg: of :func:`setup_config`.
@@ -39,7 +45,11 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only and comm.is_main_process() and os.path.isfile(path):
         with open(path, "rb") as file:
             kept = file.read()
+    set_up_console(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
+    logger.info(
+        f"the log, with config and model in full: {os.path.join(cfg.OUTPUT_DIR, 'log.txt')}"
+    )
     if kept is not None:
         write_whole_file(path, lambda file: file.write(kept))
 

@@ -1,9 +1,11 @@
-"""What is logged before Detectron2 has set up its log: onto the console."""
+"""What is logged before Detectron2 has set up its log: onto the console, and later into it."""
 
 import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+
+from ..console_log import for_the_log
 
 
 @contextlib.contextmanager
@@ -24,9 +26,11 @@ def log_on_console() -> Iterator[None]:
     )
     level = logger.level
     logger.addHandler(handler)
+    logger.addHandler(for_the_log)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(for_the_log)
         logger.setLevel(level)

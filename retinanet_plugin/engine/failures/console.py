@@ -1,6 +1,7 @@
 """Where a failure is told: one sentence on the console, the traceback in OUTPUT_DIR/log.txt."""
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -9,9 +10,11 @@ from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
 from typing import Any, NoReturn
 
+import tqdm
 from torch.multiprocessing import ProcessExitedException
 
 from ...errors import UserError
+from ..console_log import keep_warnings_off_the_console
 from ..signals import stop_signals
 from .sentences import is_own_exit, sentence_of, whose_fault
 
@@ -49,7 +52,7 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
     """
     if parent_process() is None:  # of a single process, one_sentence_errors knows all
         return main(*args)
-    keep_tracebacks_off_the_console()
+    keep_console_readable()
     try:
         with stop_signals():
             return main(*args)
@@ -64,17 +67,20 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
         raise UserError(_with_details(sentence, _log_traceback(error))) from error
 
 
-def keep_tracebacks_off_the_console() -> None:
-    """Detectron2 and Python print tracebacks on their own: those go to ``log.txt`` alone.
+def keep_console_readable() -> None:
+    """What libraries and Python print on their own goes to ``log.txt`` alone: see the code.
 
     For the rest of the process: some come as late as when Python ends.
     """
+    keep_warnings_off_the_console()
     # What is logged and raised again is told once, at the end.
     for name in ("detectron2.engine.train_loop", "detectron2.engine.launch"):
         logging.getLogger(name).addFilter(lambda record: not record.exc_info)
     logging.getLogger("iopath.common.download").addFilter(
         lambda record: record.levelno < logging.ERROR
     )
+    # The bar of a download that fails at once is not begun.
+    tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, delay=1)
     threading.excepthook = lambda failed: _note(failed.exc_value, "a thread failed")
     sys.unraisablehook = lambda failed: _note(failed.exc_value, "something was not ended properly")
     logging.Handler.handleError = _leave_out  # type: ignore[method-assign, assignment]

@@ -16,6 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import detectron2
 import PIL
 import torch
 import yaml
@@ -26,6 +27,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ...errors import UserError
 
 PACKAGE = Path(__file__).parents[2]
+# Also where it is a checkout.
+_DETECTRON2 = Path(detectron2.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def sentence_of(error: BaseException) -> str | None:
     for kind in KINDS:
         if isinstance(error, kind.types) and re.search(kind.pattern, message):
             return kind.sentence.format(reason=reason, file=_file(error), outside=_OUTSIDE)
-    place = _place(error)
+    place = _place(files_of(error))
     for places, sentence in PLACES.items():
         if re.search(places, place):
             return sentence.format(reason=reason)
@@ -242,18 +245,23 @@ def whose_fault(error: BaseException) -> str:
 
 def is_own_exit(error: BaseException) -> bool:
     """Whether a part that a user wrote wants to end the process."""
-    return isinstance(error, SystemExit) and _is_own(_place(error))
+    return isinstance(error, SystemExit) and is_of_a_user(files_of(error))
 
 
-def _place(error: BaseException) -> str:
-    """The file that raised ``error``, or that called the library that did."""
-    return next((f for f in reversed(files_of(error)) if not _LIBRARIES.search(f)), "")
+def is_of_a_user(files: list[str]) -> bool:
+    """Whether, of the files on the way to a library's function, one that a user wrote calls it."""
+    return _is_own(_place(files))
+
+
+def _place(files: list[str]) -> str:
+    """The last of ``files`` that is none of a library for all programs."""
+    return next((file for file in reversed(files) if not _LIBRARIES.search(file)), "")
 
 
 def _is_own(file: str) -> bool:
     """Whether a user wrote it."""
     return bool(file) and not (
-        PACKAGE in Path(file).parents
+        {PACKAGE, _DETECTRON2} & {*Path(file).parents}
         or _LIBRARIES.search(file)
         or "site-packages" in file
         or file.endswith("train_net.py")
