@@ -50,18 +50,28 @@ def best_scores(scores: Tensor, max_count: int) -> tuple[Tensor, Tensor]:
     return scores[:max_count], order[:max_count]
 
 
+def current_iteration() -> int | None:
+    """The iteration of the training that runs, None outside of one.
+
+    ``has_event_storage`` is missing before main.
+    """
+    try:
+        return events.get_event_storage().iter
+    except AssertionError:
+        return None
+
+
 def log_scalar(name: str, compute: Callable[[], Tensor], device: torch.device) -> None:
     """Log what ``compute`` returns, a scalar on ``device``, where a trainer is listening.
 
     A GPU has to be waited for, so that a scalar there is computed only in the iterations after
-    which Detectron2's trainer writes its log. ``has_event_storage`` is missing before main.
+    which Detectron2's trainer writes its log.
     """
-    try:
-        storage = events.get_event_storage()
-    except AssertionError:
+    iteration = current_iteration()
+    if iteration is None:
         return
-    if device.type == "cpu" or (storage.iter + 1) % _LOG_PERIOD == 0:
-        storage.put_scalar(name, float(compute()))
+    if device.type == "cpu" or (iteration + 1) % _LOG_PERIOD == 0:
+        events.get_event_storage().put_scalar(name, float(compute()))
 
 
 def coco_evaluator(dataset_name: str, output_dir: str, detections_per_image: int) -> COCOEvaluator:

@@ -45,6 +45,12 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.MATCHER_LOW_QUALITY_TO_CAUSE = False
     # ATSSMatcher: k, the locations nearest to a box's centre, on each level, that are candidates.
     retinanet.ATSS_TOPK = 9
+    # TaskAlignedMatcher: powers of score and IoU, most foreground anchors of a box, and the share of
+    # the training, at its start, in which ATSSMatcher stands in.
+    retinanet.TASK_ALIGNED_ALPHA = 1.0
+    retinanet.TASK_ALIGNED_BETA = 6.0
+    retinanet.TASK_ALIGNED_TOPK = 13
+    retinanet.TASK_ALIGNED_ATSS_SHARE = 0.33
     # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
     # inference; weights, losses, matching and decoding stay float32.
     retinanet.BFLOAT16 = False

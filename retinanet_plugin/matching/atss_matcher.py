@@ -8,16 +8,12 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .anchor_pairs import is_inside, locations_of
 from .best_boxes import BestBoxes
 from .box_iou import box_iou
 from .ground_truth import GroundTruth, check_devices
 from .registry import MATCHER_REGISTRY, check_memory
 from .targets import Targets
-
-# How far inside of its box a foreground anchor's centre is, in pixels, as in the authors' code.
-MIN_INSIDE = 0.01
-# Centres closer than this, in pixels, are one location: anchors of a cell differ by rounding.
-SAME_CENTER = 0.01
 
 
 @MATCHER_REGISTRY.register()
@@ -75,7 +71,7 @@ class ATSSMatcher(nn.Module):
         targets = truth.all_background(num_anchors, self.num_classes)
         if len(truth.boxes) == 0 or num_anchors == 0:
             return targets
-        locations = [_locations(boxes.get_centers()) for boxes in anchors]
+        locations = [locations_of(boxes) for boxes in anchors]
         all_anchors, best = Boxes.cat(anchors), BestBoxes(truth, num_anchors)
         for box in self._chunks(locations, truth):
             candidates = self._candidates(locations, truth.boxes[box])
@@ -124,22 +120,6 @@ def _foreground(boxes: Tensor, anchors: Boxes, candidates: Tensor) -> tuple[Tens
     deviations = (precise - mean).square().sum(1, keepdim=True)
     threshold = mean + (deviations / max(candidates.shape[1] - 1, 1)).sqrt()
     centers = anchors.get_centers()[candidates]  # (M, C, 2)
-    inside = torch.cat([centers - boxes[:, None, :2], boxes[:, None, 2:] - centers], dim=-1)
-    positive = (precise >= threshold) & (inside.amin(-1) > MIN_INSIDE)
+    positive = (precise >= threshold) & is_inside(centers, boxes[:, None])
     row, column = positive.nonzero(as_tuple=True)
     return row, candidates[row, column], iou[row, column]
-
-
-def _locations(centers: Tensor) -> tuple[Tensor, int]:
-    """Centres (Hi * Wi, 2) of a level's locations, from those of its anchors, and A.
-
-    Anchors of a location follow each other. Those that do not share a centre regularly are a
-    location each.
-    """
-    at_first = ((centers - centers[:1]).abs() < SAME_CENTER).all(1)
-    num_anchors = int(at_first.cumprod(0).sum())
-    if num_anchors > 1 and len(centers) % num_anchors == 0:
-        grouped = centers.view(-1, num_anchors, 2)
-        if bool(((grouped - grouped[:, :1]).abs() < SAME_CENTER).all()):
-            return grouped[:, 0], num_anchors
-    return centers, 1
