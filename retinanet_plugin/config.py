@@ -51,6 +51,8 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.TASK_ALIGNED_BETA = 6.0
     retinanet.TASK_ALIGNED_TOPK = 13
     retinanet.TASK_ALIGNED_ATSS_SHARE = 0.33
+    # Detections are averaged with the candidates that NMS takes out (PAA's score voting).
+    retinanet.SCORE_VOTING = False
     # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
     # inference; weights, losses, matching and decoding stay float32.
     retinanet.BFLOAT16 = False

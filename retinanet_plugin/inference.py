@@ -7,10 +7,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from .compat import best_scores
+
+# How fast the say of a box in a vote falls with its distance, as in PAA's section 3.3.
+VOTING_SIGMA = 0.025
+# Boxes that overlap less have none, as in PAA's code.
+VOTING_MIN_IOU = 0.01
 
 
 class RetinaNetInference(nn.Module):
@@ -29,6 +34,7 @@ class RetinaNetInference(nn.Module):
         topk_candidates: int = 1000,
         nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
+        score_voting: bool = False,
     ) -> None:
         """
         Args:
@@ -37,6 +43,7 @@ class RetinaNetInference(nn.Module):
             topk_candidates (int): most candidates that a level passes to NMS.
             nms_thresh (float): IoU above which the lower-scored box of a class is dropped.
             max_detections_per_image (int): detections kept, best first.
+            score_voting (bool): boxes are averaged: see :func:`score_voting`.
         """
         super().__init__()
         self.box2box_transform = box2box_transform
@@ -44,6 +51,7 @@ class RetinaNetInference(nn.Module):
         self.topk_candidates = topk_candidates
         self.nms_thresh = nms_thresh
         self.max_detections_per_image = max_detections_per_image
+        self.score_voting = score_voting
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -54,13 +62,15 @@ class RetinaNetInference(nn.Module):
             "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
             "nms_thresh": retinanet.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_voting": retinanet.SCORE_VOTING,
         }
 
     def extra_repr(self) -> str:
         return (
             f"score_thresh={self.score_thresh}, topk_candidates={self.topk_candidates}, "
             f"nms_thresh={self.nms_thresh}, "
-            f"max_detections_per_image={self.max_detections_per_image}"
+            f"max_detections_per_image={self.max_detections_per_image}, "
+            f"score_voting={self.score_voting}"
         )
 
     def forward(
@@ -103,9 +113,12 @@ class RetinaNetInference(nn.Module):
         boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
         keep = batched_nms(boxes, scores, classes, self.nms_thresh)
         keep = keep[: self.max_detections_per_image]
+        kept_boxes = boxes[keep]
+        if self.score_voting:
+            kept_boxes = score_voting(kept_boxes, classes[keep], boxes, scores, classes)
         return Instances(
             image_size,
-            pred_boxes=Boxes(boxes[keep]),
+            pred_boxes=Boxes(kept_boxes),
             scores=scores[keep],
             pred_classes=classes[keep],
         )
@@ -126,6 +139,28 @@ class RetinaNetInference(nn.Module):
             deltas[y, x, a].float(), anchors.tensor[anchor_index]
         )
         return boxes, scores, classes
+
+
+def score_voting(
+    boxes: Tensor, classes: Tensor, voters: Tensor, scores: Tensor, voter_classes: Tensor
+) -> Tensor:
+    """Boxes averaged with those that NMS took out (PAA, Kim and Lee, arXiv 2007.08103, section 3.3).
+
+    A box of the same class has the weight ``score * exp(-(1 - IoU)^2 / 0.025)``.
+
+    Args:
+        boxes, classes: (D, 4), absolute pixels, and (D,), of detections.
+        voters, scores, voter_classes: (C, 4), (C,) and (C,), of all candidates, detections too.
+
+    Returns:
+        Tensor: (D, 4).
+    """
+    iou = pairwise_iou(Boxes(boxes), Boxes(voters))
+    has_a_say = (classes[:, None] == voter_classes) & (iou > VOTING_MIN_IOU)
+    weights = torch.where(has_a_say, scores * torch.exp(-((1 - iou) ** 2) / VOTING_SIGMA), 0)
+    total = weights.sum(1, keepdim=True)
+    # A box without an area overlaps not even itself.
+    return torch.where(total > 0, weights @ voters / total, boxes)
 
 
 def _logit_below(score: float) -> float:

@@ -1,15 +1,19 @@
 """From head outputs to detections, by hand."""
 
+import math
+
 import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
 from retinanet_plugin.compat import best_scores
-from retinanet_plugin.inference import RetinaNetInference
+from retinanet_plugin.inference import RetinaNetInference, score_voting
 
 
-def detect(anchors, scores, score_thresh=0.3, topk_candidates=10, max_detections=10, deltas=None):
+def detect(
+    anchors, scores, score_thresh=0.3, topk_candidates=10, max_detections=10, deltas=None, **others
+):
     """Detections in one image of one level: anchors (R, 4) in a row, scores (R, K)."""
     inference = RetinaNetInference(
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
@@ -17,6 +21,7 @@ def detect(anchors, scores, score_thresh=0.3, topk_candidates=10, max_detections
         topk_candidates=topk_candidates,
         nms_thresh=0.5,
         max_detections_per_image=max_detections,
+        **others,
     )
     scores = torch.tensor(scores)
     logits = scores.logit()[None, None, :, None]
@@ -92,3 +97,30 @@ def test_a_traced_choice_takes_as_many_as_there_are(traced_count):
             scores = torch.rand(count)
             for found, expected in zip(traced(scores), best_scores(scores, 5)):
                 assert torch.equal(found, expected)
+
+
+def test_score_voting_averages_boxes_of_a_class():
+    """By hand: two boxes of IoU 1/2 have a say; one of another class and one apart have none."""
+    voters = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 20, 10], [0.0, 0, 20, 10], [90.0, 0, 99, 9]])
+    scores, classes = torch.tensor([0.8, 0.4, 0.7, 0.9]), torch.tensor([1, 1, 0, 1])
+    share = 0.4 * math.exp(-0.25 / 0.025)
+    right = (0.8 * voters[0] + share * voters[1]) / (0.8 + share)
+    found = score_voting(voters[:1], classes[:1], voters, scores, classes)
+    torch.testing.assert_close(found, right[None])
+
+
+def test_a_box_alone_or_without_area_keeps_its_place_in_a_vote():
+    boxes, classes = torch.tensor([[5.0, 5, 9, 9], [7.0, 7, 7, 7]]), torch.tensor([0, 0])
+    found = score_voting(boxes, classes, boxes, torch.tensor([0.5, 0.9]), classes)
+    torch.testing.assert_close(found, boxes)
+
+
+def test_score_voting_changes_boxes_alone():
+    scores = [[0.9], [0.8], [0.4]]
+    plain, voted = detect(CROWD, scores), detect(CROWD, scores, score_voting=True)
+    assert torch.equal(plain.scores, voted.scores)
+    assert torch.equal(plain.pred_classes, voted.pred_classes)
+    assert plain.pred_boxes.tensor[0].tolist() == CROWD[0]
+    x1, _, x2, _ = voted.pred_boxes.tensor[0].tolist()
+    assert 0 < x1 < 2  # towards the second, which NMS took out
+    assert 8 < x2 < 10
