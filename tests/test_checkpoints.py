@@ -69,6 +69,12 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
+def found(folder):
+    """The path of what ``--resume`` goes on from."""
+    checkpoint = find_checkpoint(str(folder))
+    return checkpoint and checkpoint.path
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -163,7 +169,7 @@ def test_no_room(checkpointer, output, name, request):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     room_again()
     checkpointer.save(name, iteration=3)
-    assert read(find_checkpoint(str(output)))["iteration"] == 3
+    assert read(found(output))["iteration"] == 3
 
 
 def test_a_folder_that_cannot_be_written_to(checkpointer, output):
@@ -247,7 +253,7 @@ def test_a_damaged_name_of_the_last_checkpoint(two_checkpoints, output, content,
     tag.unlink()
     if content is not None:
         tag.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert find_checkpoint(str(output)) == str(two_checkpoints[1])
+    assert found(output) == str(two_checkpoints[1])
     assert len(caplog.records) == 1
     assert len(caplog.text) < 2000
 
@@ -256,13 +262,13 @@ def test_last_checkpoint_names_a_file_elsewhere(two_checkpoints, output, caplog)
     elsewhere = output.parent / "elsewhere.pth"
     shutil.copy(two_checkpoints[0], elsewhere)
     (output / "last_checkpoint").write_text(str(elsewhere))
-    assert find_checkpoint(str(output)) == str(elsewhere)
+    assert found(output) == str(elsewhere)
     assert f"names a file outside of OUTPUT_DIR, {elsewhere}" in caplog.text
 
 
 def test_last_checkpoint_names_the_older_one(two_checkpoints, output, caplog):
     (output / "last_checkpoint").write_text("model_0000001.pth\n")
-    assert find_checkpoint(str(output)) == str(two_checkpoints[0])
+    assert found(output) == str(two_checkpoints[0])
     assert not caplog.records
 
 
@@ -275,10 +281,10 @@ def test_none_is_whole(two_checkpoints, output):
 
 
 def test_there_is_none(output):
-    assert find_checkpoint(str(output)) is None
+    assert found(output) is None
     output.mkdir()
     torch.save({"w": torch.zeros(2)}, output / "pretrained.pth")
-    assert find_checkpoint(str(output)) is None
+    assert found(output) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -310,7 +316,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(two_checkpoints, output,
     checkpoint = read(newer)
     checkpoint[place]["bias"] = torch.tensor([0, math.nan])
     torch.save(checkpoint, newer)
-    assert find_checkpoint(str(output)) == str(older)
+    assert found(output) == str(older)
     assert f"{newer} has NaN or infinite numbers in" in caplog.text
 
 
@@ -356,7 +362,7 @@ def test_an_earlier_training_is_set_aside(checkpointer, output, caplog):
         assert (aside / "metrics.json").read_text() == f"training {number}\n"
         assert f"its 1 checkpoints and its metrics are now in {aside}" in caplog.text
     metrics.close()
-    assert find_checkpoint(str(output)) is None
+    assert found(output) is None
     assert names_in(output) == ["earlier-1", "earlier-2", "metrics.json", "pretrained.pth"]
 
 
@@ -386,5 +392,5 @@ def test_processes_but_the_first_write_nothing(output):
     output.mkdir()
     other = Checkpointer(nn.Linear(2, 2), str(output), save_to_disk=False)
     other.save("model_final")
-    assert other.save_best(0.5)
+    assert not other.save_best(0.5)
     assert names_in(output) == []

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventWriter
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
-from .checkpoints.checkpointer import usable_state
+from .checkpoints.usable_state import usable_state
 from .failures.writers import DispensableWriter
 from .resume import (
     check_foreign_optimizer_state,

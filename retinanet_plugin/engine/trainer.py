@@ -87,25 +87,26 @@ class Trainer(ResumableTrainer):
         return [evaluation if isinstance(hook, EvalHook) else hook for hook in hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load a checkpoint or ``MODEL.WEIGHTS``; then make room for this training's files.
+        """As :meth:`ResumableTrainer.resume_or_load`.
 
         Raises:
-            UserError: see :meth:`Checkpointer.resume_or_load` and
-                :func:`refuse_weights_of_earlier_training`.
+            UserError: see there, and :func:`refuse_weights_of_earlier_training`.
         """
         super().resume_or_load(resume)
         if self.start_iter == 0:
             refuse_weights_of_earlier_training(self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR)
-        comm.synchronize()  # the files that are moved may be those that were loaded
-        if comm.is_main_process():
-            prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
 
     def train(self) -> Any:
         """Detectron2's training, which an early stop ends with ``model_final`` as well.
 
+        Before it, room is made for its files: see :func:`prepare_output_dir`.
+
         Raises:
             UserError: see :func:`missed_results_in_words`.
         """
+        comm.synchronize()  # the files that are moved may be those that a process is loading
+        if comm.is_main_process():
+            prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
         with missed_results_in_words(self.cfg, lambda: self._last_eval_results):
             try:
                 super().train()

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
@@ -13,10 +12,10 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.anchor_reach import best_iou, foreground_iou, has_grid_of_anchors, resized, short_edge
 from ..data.dataset_facts import DatasetFacts
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.test_loader import build_test_loader
+from ..data.resized_boxes import resized_boxes
 from ..execution.cuda_graphs import CudaGraphs
 from ..meta_arch import ModularRetinaNet
 
@@ -63,14 +62,8 @@ def share_reached(cfg: CfgNode, model: nn.Module, dataset_name: str) -> float | 
     """
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
     facts = DatasetFacts(dataset_name, dataset_name, [], records)
-    threshold = foreground_iou(cfg)
-    is_counted = ~facts.is_crowd & ~np.isnan(facts.sizes).any(axis=1)[facts.image_of]
-    if threshold is None or not has_grid_of_anchors(model) or not is_counted.any():
-        return None
-    sizes = facts.sizes[facts.image_of][is_counted]
-    new_sizes = resized(sizes, short_edge(cfg, is_train=False), cfg.INPUT.MAX_SIZE_TEST)
-    boxes = facts.boxes[is_counted] * np.tile(new_sizes / sizes, 2)
-    return float((best_iou(boxes, new_sizes, model) >= threshold).mean())
+    are_reached = resized_boxes(cfg, facts, model, is_train=False).are_reached
+    return None if are_reached is None or not are_reached.size else float(are_reached.mean())
 
 
 @torch.no_grad()

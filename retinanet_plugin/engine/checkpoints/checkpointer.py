@@ -15,9 +15,12 @@ from torch import nn
 from ...errors import UserError
 from ...whole_files import write_whole_file
 from .checkpoint_contents import class_names_of, describe_training, other_pixels, plain
-from .earlier_checkpoints import find_checkpoint, periodic_checkpoints
+from .earlier_checkpoints import FoundCheckpoint, find_checkpoint, periodic_checkpoints
 from .finite_numbers import not_finite
-from .weight_files import UnreadableError, read_checkpoint, read_weights
+from .safe_pickle import UnreadableError
+from .torch_files import read_checkpoint
+from .usable_state import usable_state
+from .weight_files import checked_weights, read_weights
 from .weight_report import WeightReport
 
 logger = logging.getLogger("detectron2.checkpointer")
@@ -52,8 +55,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.cfg = cfg
-        self.best_metric = -math.inf
         self._newest: str | None = None
+        self._found: FoundCheckpoint | None = None  # that one, until its weights are loaded
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth, which ``--resume`` then takes; remove the oldest periodic ones.
@@ -75,34 +78,31 @@ class Checkpointer(DetectionCheckpointer):
         self._remove_oldest(path)
 
     def save_best(self, metric: float) -> bool:
-        """Write the weights to model_best.pth if ``metric`` is higher than ever in this training.
+        """Write the weights to model_best.pth if ``metric`` is higher than that of the file.
 
         It is to predict with: ``--resume`` never goes on from it.
 
         Returns:
-            bool: whether it was higher; NaN never is.
+            bool: whether they were written; never for NaN.
 
         Raises:
             UserError: see :meth:`save`.
         """
-        if not metric > self.best_metric:
+        if not self.save_dir or not self.save_to_disk or not metric > self._saved_best_metric():
             return False
-        self.best_metric = float(metric)
-        if self.save_dir and self.save_to_disk:
-            self._write("model_best", {"best_metric": self.best_metric})
+        self._write("model_best", {"best_metric": float(metric)})
         return True
 
     def load(
         self,
-        path: str,
+        path: str | FoundCheckpoint,
         checkpointables: list[str] | None = None,
         source: str = "MODEL.WEIGHTS",
     ) -> dict[str, Any]:
         """Load weights, and the states of ``checkpointables`` (default: all that are there).
 
         Args:
-            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it;
-                "": none.
+            path: as :meth:`load_model` takes it; "": none.
             checkpointables: names, each of which must be there; None: all that are there.
             source: what names the file, for messages.
 
@@ -119,7 +119,7 @@ class Checkpointer(DetectionCheckpointer):
         logger.log(logging.WARNING if report.is_suspicious else logging.INFO, str(report))
         if checkpointables is None:
             checkpointables = [key for key in self.checkpointables if key in checkpoint]
-        with usable_state(path):
+        with usable_state(path.path if isinstance(path, FoundCheckpoint) else path):
             for key in checkpointables:
                 if key not in checkpoint:
                     raise LookupError(f"it lacks the state {key!r}")
@@ -127,12 +127,13 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def load_model(
-        self, path: str, source: str = "MODEL.WEIGHTS"
+        self, path: str | FoundCheckpoint, source: str = "MODEL.WEIGHTS"
     ) -> tuple[WeightReport, dict[str, Any]]:
         """Load weights into the model and say nothing.
 
         Args:
-            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it.
+            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it,
+                or what :func:`find_checkpoint` has read, which is changed.
             source: what names the file, for the report.
 
         Returns:
@@ -141,7 +142,10 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be read, or fits in more ways than one.
         """
-        checkpoint = read_weights(path, source)
+        if isinstance(path, FoundCheckpoint):
+            path, checkpoint = path.path, checked_weights(path.content, f"{source} {path.path}")
+        else:
+            checkpoint = read_weights(path, source)
         pixels = other_pixels(checkpoint, self.cfg) if self.cfg else []
         # Of these loggers, a line for each name; the report has the names in short.
         with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
@@ -165,13 +169,14 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: see :meth:`load` and :func:`find_checkpoint`.
         """
-        found = self.get_checkpoint_file() if resume else ""
-        if not found:
-            if resume:
-                logger.info(f"no checkpoint in {self.save_dir} to go on from: a new training")
-            return self.load(path, checkpointables=[])
-        self.best_metric = self._saved_best_metric()
-        return self.load(found, list(self.checkpointables), source="the checkpoint")
+        newest = self.get_checkpoint_file() if resume else ""
+        found, self._found = self._found, None
+        if newest:
+            states = list(self.checkpointables)
+            return self.load(found or newest, states, source="the checkpoint")
+        if resume:
+            logger.info(f"no checkpoint in {self.save_dir} to go on from: a new training")
+        return self.load(path, checkpointables=[])
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
@@ -179,7 +184,8 @@ class Checkpointer(DetectionCheckpointer):
     def get_checkpoint_file(self) -> str:
         """The checkpoint that ``--resume`` takes, "" for none; see :func:`find_checkpoint`."""
         if self._newest is None:
-            self._newest = find_checkpoint(self.save_dir) or ""
+            self._found = find_checkpoint(self.save_dir)
+            self._newest = self._found.path if self._found else ""
         return self._newest
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -225,31 +231,6 @@ class Checkpointer(DetectionCheckpointer):
         except UnreadableError:
             return -math.inf
         return float(best) if isinstance(best, float) else -math.inf
-
-
-@contextlib.contextmanager
-def usable_state(path: str) -> Iterator[None]:
-    """While the state of a training is taken from the file ``path``.
-
-    Raises:
-        UserError: for whatever is raised because a part is missing or of another type.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        words = " ".join(str(error).split())
-        reason = (
-            words
-            if type(error) in (LookupError, ValueError)
-            else f"{type(error).__name__}: {words}"
-        )
-        raise UserError(
-            f"the checkpoint {path} cannot be gone on from ({reason}): resume from another one, or "
-            f"start a new training from its weights, with MODEL.WEIGHTS {path} and another "
-            "OUTPUT_DIR"
-        ) from error
 
 
 @contextlib.contextmanager

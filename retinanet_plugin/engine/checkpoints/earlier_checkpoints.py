@@ -4,11 +4,14 @@ import logging
 import os
 import re
 import shutil
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...errors import UserError
 from ...whole_files import remove_leftovers
 from .finite_numbers import not_finite
-from .weight_files import UnreadableError, read_checkpoint
+from .safe_pickle import UnreadableError
+from .torch_files import read_checkpoint
 
 logger = logging.getLogger("detectron2.checkpointer")
 
@@ -17,7 +20,15 @@ _LONGEST_PATH = 1024  # characters
 _OF_A_TRAINING = re.compile(r"model_(\d+|final|best)\.pth")
 
 
-def find_checkpoint(output_dir: str, quiet: bool = False) -> str | None:
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint that was read to its end, and holds finite numbers."""
+
+    path: str
+    content: dict[str, Any] = field(repr=False)
+
+
+def find_checkpoint(output_dir: str, quiet: bool = False) -> FoundCheckpoint | None:
     """The checkpoint that ``--resume`` goes on from.
 
     It is the one that ``last_checkpoint`` names, or, if that is not usable, the usable one of the
@@ -29,23 +40,26 @@ def find_checkpoint(output_dir: str, quiet: bool = False) -> str | None:
         quiet: without the warning.
 
     Returns:
-        str or None: its path; None: no training left a checkpoint.
+        FoundCheckpoint or None: with what was read; None: no training left a checkpoint.
 
     Raises:
         UserError: there are checkpoints, of which none is usable.
     """
-    named, problem = _named_checkpoint(output_dir)
-    if named and not problem:
-        if not quiet and not _is_in(output_dir, named):
-            logger.warning(
-                f"{os.path.join(output_dir, 'last_checkpoint')} names a file outside of "
-                f"OUTPUT_DIR, {named}: --resume goes on from it"
-            )
-        return named
-    found, problems = _newest_usable(output_dir, skip=named)
-    if named or problem:
-        problems.insert(0, problem)
-    if found is None:
+    tag, named, problems = os.path.join(output_dir, "last_checkpoint"), "", []
+    try:
+        named = _named_checkpoint(tag)
+        if named:
+            found = _read_usable(named)
+            if not quiet and not _is_in(output_dir, named):
+                logger.warning(
+                    f"{tag} names a file outside of OUTPUT_DIR, {named}: --resume goes on from it"
+                )
+            return found
+    except UnreadableError as error:
+        problems.append(_problem(named or tag, error))
+    newest, more = _newest_usable(output_dir, skip=named)
+    problems += more
+    if newest is None:
         if not problems:
             return None
         raise UserError(
@@ -53,13 +67,11 @@ def find_checkpoint(output_dir: str, quiet: bool = False) -> str | None:
             "without --resume, or put a whole one there"
         )
     if not quiet:
-        path, iteration = found
-        problems = problems or [f"{os.path.join(output_dir, 'last_checkpoint')} is missing"]
         logger.warning(
-            f"{'; '.join(problems)}: --resume goes on from {path}, of iteration {iteration}, the "
-            "newest usable checkpoint"
+            f"{'; '.join(problems or [f'{tag} is missing'])}: --resume goes on from {newest.path}, "
+            f"of iteration {newest.content['iteration']}, the newest usable checkpoint"
         )
-    return found[0]
+    return newest
 
 
 def periodic_checkpoints(output_dir: str) -> list[str]:
@@ -129,24 +141,26 @@ def set_aside_earlier_training(output_dir: str) -> None:
     )
 
 
-def _named_checkpoint(output_dir: str) -> tuple[str, str]:
-    """The file that ``last_checkpoint`` names, "" for none, and what is wrong, "" for nothing."""
-    tag = os.path.join(output_dir, "last_checkpoint")
+def _named_checkpoint(tag: str) -> str:
+    """The file that ``last_checkpoint`` names; "": ``tag`` does not exist.
+
+    Raises:
+        UnreadableError: it names none.
+    """
     try:
         with open(tag, encoding="utf-8") as file:
             name = file.read().strip()
     except FileNotFoundError:
-        return "", ""
-    except (OSError, UnicodeDecodeError):
-        return "", f"{tag} cannot be read"
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableError("cannot be read") from error
     if not name or "\0" in name or "\n" in name or len(name) > _LONGEST_PATH:
-        return "", f"{tag} names no file"
-    path = os.path.join(output_dir, name)
-    return path, _why_not_usable(path)
+        raise UnreadableError("names no file")
+    return os.path.join(os.path.dirname(tag), name)
 
 
-def _newest_usable(output_dir: str, skip: str) -> tuple[tuple[str, int] | None, list[str]]:
-    """The usable checkpoint of the latest iteration with it, and what is wrong with newer ones."""
+def _newest_usable(output_dir: str, skip: str) -> tuple[FoundCheckpoint | None, list[str]]:
+    """The usable checkpoint of the latest iteration, and what is wrong with newer ones."""
     problems, iterations = [], {}
     for name in sorted(os.listdir(output_dir)) if os.path.isdir(output_dir) else []:
         path = os.path.join(output_dir, name)
@@ -161,20 +175,23 @@ def _newest_usable(output_dir: str, skip: str) -> tuple[tuple[str, int] | None, 
         if isinstance(iteration, int):  # others are weights that somebody put there
             iterations[path] = iteration
     for path in sorted(iterations, key=lambda path: iterations[path], reverse=True):
-        problem = _why_not_usable(path)
-        if not problem:
-            return (path, iterations[path]), problems
-        problems.append(problem)
+        try:
+            return _read_usable(path), problems
+        except UnreadableError as error:
+            problems.append(_problem(path, error))
     return None, problems
 
 
-def _why_not_usable(path: str) -> str:
-    """ "" if the checkpoint can be read to its end and holds finite numbers."""
-    try:
-        failed = not_finite(read_checkpoint(path))
-    except UnreadableError as error:
-        return _problem(path, error)
-    return f"{path} has NaN or infinite numbers in {failed}" if failed else ""
+def _read_usable(path: str) -> FoundCheckpoint:
+    """
+    Raises:
+        UnreadableError: it cannot be read to its end, or holds a number that is not finite.
+    """
+    content = read_checkpoint(path)
+    failed = not_finite(content)
+    if failed:
+        raise UnreadableError(f"has NaN or infinite numbers in {failed}")
+    return FoundCheckpoint(path, content)
 
 
 def _is_in(folder: str, path: str) -> bool:

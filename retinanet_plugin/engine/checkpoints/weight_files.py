@@ -4,26 +4,20 @@ import contextlib
 import json
 import logging
 import os
-import re
-import zipfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
-from fvcore.common.checkpoint import TORCH_VERSION
 
 from ...errors import UserError
 from ...whole_files import write_whole_file
-from .safe_pickle import NOT_CODE, ArrayUnpickler, UnreadableError, numpy_globals
+from .safe_pickle import ArrayUnpickler, UnreadableError
+from .torch_files import TOO_LARGE, check_start, open_file, read_checkpoint
 
 logger = logging.getLogger("detectron2.checkpointer")
 
-_TOO_LARGE = (
-    "asks for more memory than there is: copy it anew if it is damaged, or take a larger machine"
-)
 # Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
 NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
 _NOTE_TYPES = {"class_names": (list, tuple), "preprocessing": (dict,), "config": (str,)}
@@ -47,42 +41,35 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     """
     path, uses_heuristics = without_query(path)
     try:
-        checkpoint = _read(_local_file(path), os.path.splitext(path.partition("?")[0])[1])
-        _check_arrays(checkpoint["model"])
+        content = _read(_local_file(path), os.path.splitext(path.partition("?")[0])[1])
     except UnreadableError as error:
         raise UserError(f"{source} {path} {error}") from error
-    _leave_out_wrong_notes(checkpoint, f"{source} {path}")
+    checkpoint = checked_weights(content, f"{source} {path}")
     if uses_heuristics:
         checkpoint["matching_heuristics"] = True
     return checkpoint
 
 
-def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
-    """Read a file of ``torch.save`` into the memory of the CPU.
+def checked_weights(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """What was read from a file, if it can be loaded into a model.
 
     Args:
-        path: a local file.
-        only_header: tensors stay on the disk until they are used, and are not checked.
+        content: of :func:`read_checkpoint`, say; it is changed.
+        source: what names the file, for errors.
+
+    Returns:
+        dict: as :func:`read_weights` does.
 
     Raises:
-        UnreadableError: it is missing, damaged, or holds more than tensors and plain values.
+        UserError: its ``model`` holds something else than weights.
     """
-    with open_file(path) as file:
-        start = file.read(64)
-        _check_start(start)
-    is_zip = start.startswith(b"PK")
+    checkpoint = content if "model" in content else {"model": content}
     try:
-        if is_zip and not only_header:
-            _check_sums(path)
-        with _numbers_of_numpy():
-            loaded = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
-            )
-    except Exception as error:  # of a damaged file, torch and zipfile raise nearly anything
-        raise UnreadableError(_why_not_loaded(error)) from error
-    if not isinstance(loaded, dict):
-        raise UnreadableError(f"holds a {type(loaded).__name__} and no weights by name: correct it")
-    return loaded
+        _check_arrays(checkpoint["model"])
+    except UnreadableError as error:
+        raise UserError(f"{source} {error}") from error
+    _leave_out_wrong_notes(checkpoint, source)
+    return checkpoint
 
 
 def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
@@ -103,21 +90,6 @@ def write_weights(path: str, checkpoint: dict[str, Any]) -> None:
         write_whole_file(path, lambda file: torch.save({"model": tensors, **notes}, file))
     else:
         raise UserError(f"weights can be written as .safetensors or .pth, not {path}: rename it")
-
-
-@contextlib.contextmanager
-def open_file(path: str) -> Iterator[BinaryIO]:
-    """Open a local file to read it.
-
-    Raises:
-        UnreadableError: it cannot be opened or read.
-    """
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UnreadableError(f"cannot be read ({reason}): correct the path") from error
 
 
 def without_query(path: str) -> tuple[str, bool]:
@@ -147,19 +119,15 @@ def _read(path: str, suffix: str) -> dict[str, Any]:
     with open_file(path) as file:
         start = file.read(64)
     if suffix == ".pkl" and not start.startswith(b"PK"):
-        _check_start(start)
+        check_start(start)
         return _read_pickle(path)
     loaded = read_checkpoint(path)
-    if suffix == ".pyth":
-        return _from_pycls(loaded)
-    if "model" not in loaded:
-        loaded = {"model": loaded}
-    return loaded
+    return _from_pycls(loaded) if suffix == ".pyth" else loaded
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
     with open_file(path) as file:
-        _check_start(file.read(64))
+        check_start(file.read(64))
     library = _safetensors()
     try:
         with library.safe_open(path, framework="pt") as file:
@@ -198,7 +166,7 @@ def _read_pickle(path: str) -> dict[str, Any]:
         except UnreadableError:
             raise
         except MemoryError as error:
-            raise UnreadableError(_TOO_LARGE) from error
+            raise UnreadableError(TOO_LARGE) from error
         except Exception as error:  # of a damaged pickle, nearly anything is raised
             reason = " ".join(str(error).split())
             raise UnreadableError(
@@ -219,55 +187,6 @@ def _from_pycls(loaded: dict[str, Any]) -> dict[str, Any]:
     state = loaded["model_state"]
     state = {key: x for key, x in state.items() if not key.endswith("num_batches_tracked")}
     return {"model": state, "__author__": "pycls", "matching_heuristics": True}
-
-
-def _numbers_of_numpy() -> contextlib.AbstractContextManager[None]:
-    if TORCH_VERSION < (2, 6):  # which knows no other names: such files are refused
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals(numpy_globals())
-
-
-def _check_start(start: bytes) -> None:
-    """Name what is often found in place of weights."""
-    if not start:
-        raise UnreadableError("is empty (0 bytes): copy or download it anew")
-    if start.lstrip()[:1] == b"<":
-        raise UnreadableError("is a page of the web and no weights: download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise UnreadableError("is a pointer of Git LFS and no weights: run git lfs pull")
-
-
-def _check_sums(path: str) -> None:
-    """Find bytes that changed: PyTorch does not look at the sums that it writes."""
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.CRC for entry in archive.infolist()):  # writing them can be turned off
-            damaged = archive.testzip()
-            if damaged:
-                raise UnreadableError(
-                    f"is damaged (the check sum of {damaged} is another): take another checkpoint "
-                    "or copy it anew"
-                )
-
-
-def _why_not_loaded(error: Exception) -> str:
-    if isinstance(error, UnreadableError):
-        return str(error)
-    message = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "allocate memory" in message:
-        return _TOO_LARGE
-    foreign = re.search(r"GLOBAL ([\w.]*\w)", message)
-    if foreign:
-        return (
-            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
-        )
-    if "TorchScript" in message:
-        return (
-            "is a program of TorchScript and no weights by name: give the checkpoint that it was "
-            "made from"
-        )
-    if isinstance(error, zipfile.BadZipFile) or "zip archive" in message:
-        return "is cut off or damaged: take another checkpoint or copy it anew"
-    return "is damaged, or holds no weights: take another checkpoint or copy it anew"
 
 
 def _check_arrays(model: Any) -> None:

@@ -1,9 +1,7 @@
 """What of a file of weights a model loads: one line, and when that is too little, one sentence."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d
@@ -11,6 +9,7 @@ from torch import nn
 
 from ...errors import UserError
 from .finite_numbers import is_finite
+from .short_names import groups, listed, prefixes
 
 # What Detectron2 has or has not saved in its time; models compute it from the config.
 _NO_WEIGHTS = ("pixel_mean", "pixel_std", "num_batches_tracked", "loss_normalizer")
@@ -20,7 +19,6 @@ FROM_RANDOM_WEIGHTS = (
     "MODEL.RESNETS.NORM BN"
 )
 _CLASS_HEAD = "head.cls_score."
-_SHOWN = 4  # names in a list
 
 
 @dataclass
@@ -107,19 +105,19 @@ class WeightReport:
         else:
             loaded = self.sizes.keys() - set(self.new)
             parts = [f"{_percent(self.share)} of the model's parameters load"]
-            parts[0] += f" ({_groups(loaded, self.sizes)})" if loaded else ""
+            parts[0] += f" ({groups(loaded, self.sizes)})" if loaded else ""
             others = [n for n in self.new if not self._is_class_head_of_another_size(n)]
             if others:
                 size = sum(self.sizes[name] for name in others) / sum(self.sizes.values())
-                parts.append(f"{_percent(size)} are new ({_groups(others, self.sizes)})")
+                parts.append(f"{_percent(size)} are new ({groups(others, self.sizes)})")
             if len(others) < len(self.new):
                 parts.append(f"{_CLASS_HEAD[:-1]} is new ({self._classes()})")
         if self.unused:
-            parts.append(f"the file's {_list(_prefixes(self.unused))} are not used")
+            parts.append(f"the file's {listed(prefixes(self.unused))} are not used")
         if self.has_other_classes and self._loads_class_head():
             parts.append(
-                f"its classes are {_list(self.class_names)}, those of the data "
-                f"{_list(self.data_class_names)}"
+                f"its classes are {listed(self.class_names)}, those of the data "
+                f"{listed(self.data_class_names)}"
             )
         if self.other_pixels:
             parts.append(f"but it was trained on images with {' and '.join(self.other_pixels)}")
@@ -133,7 +131,7 @@ class WeightReport:
         self._refuse_nothing()
         frozen = [name for name in frozen_weights(model) if name in self.new]
         if frozen:
-            names = _groups(frozen, self.sizes)
+            names = groups(frozen, self.sizes)
             raise UserError(
                 f"{self.source} has nothing for {names}, which would stay as they are, random and "
                 "frozen: set MODEL.WEIGHTS to weights of this backbone, or "
@@ -152,7 +150,7 @@ class WeightReport:
         remedy = "set MODEL.WEIGHTS to weights of this model, or the config to that of the weights"
         start = f"{self.source} does not fit the model"
         if changed:
-            start += f" ({_list(changed)})"
+            start += f" ({listed(changed)})"
         if any(self._is_class_head_of_another_size(name) for name in self.new):
             raise UserError(
                 f"{start}: {_CLASS_HEAD}weight is for other classes ({self._classes()}): set "
@@ -169,12 +167,12 @@ class WeightReport:
             more = f", and {len(self.new) - 1} more do not fit" if len(self.new) > 1 else ""
             raise UserError(f"{start}: {found}{more}: {remedy}")
         if self.another_model:
-            names = _list(self.another_model)
+            names = listed(self.another_model)
             raise UserError(f"{start}: it also has {names}, which this model lacks: {remedy}")
         if self.has_other_classes:
             raise UserError(
-                f"{start}: its classes are {_list(self.class_names)}, and those of the data "
-                f"{_list(self.data_class_names)}: use data with the classes of the weights, in "
+                f"{start}: its classes are {listed(self.class_names)}, and those of the data "
+                f"{listed(self.data_class_names)}: use data with the classes of the weights, in "
                 "their order"
             )
 
@@ -185,10 +183,10 @@ class WeightReport:
                 "training that failed, so take an earlier checkpoint"
             )
         if len(self.new) == len(self.sizes):
-            names = _list(self.unused or list(self.shapes))
+            names = listed(self.unused or list(self.shapes))
             raise UserError(
                 f"{self.source} fits the model in nothing: its names are {names}, and the model's "
-                f"{_list(list(self.sizes))}: choose weights of this model or of its backbone"
+                f"{listed(list(self.sizes))}: choose weights of this model or of its backbone"
             )
 
     def _loads_class_head(self) -> bool:
@@ -236,26 +234,3 @@ def _percent(share: float) -> str:
     """Only all is 100 %, and only nothing 0 %."""
     percent = min(99.0, max(1.0, 100 * share)) if 0 < share < 1 else 100 * share
     return f"{percent:.0f} %"
-
-
-def _groups(names: Iterable[str], of_all: Iterable[str]) -> str:
-    """``names`` in short: the largest modules of ``of_all`` that hold nothing else."""
-    names = list(names)
-    chosen, present = (Counter(chain(*map(_within, some))) for some in (names, of_all))
-    groups = [next(p for p in _within(name) if chosen[p] == present[p]) for name in sorted(names)]
-    return _list(list(dict.fromkeys(groups)))
-
-
-def _within(name: str) -> list[str]:
-    """The modules that hold a tensor, the largest first, and itself."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

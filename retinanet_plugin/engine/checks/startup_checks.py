@@ -18,7 +18,11 @@ from ...data.images.image_files import check_image_files
 from ...errors import UserError, registered
 from ...execution.cuda_graphs import CudaGraphs
 from ..checkpoints.checkpointer import Checkpointer
-from ..checkpoints.earlier_checkpoints import find_checkpoint, refuse_weights_of_earlier_training
+from ..checkpoints.earlier_checkpoints import (
+    FoundCheckpoint,
+    find_checkpoint,
+    refuse_weights_of_earlier_training,
+)
 from ..checkpoints.weight_files import without_query
 from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 from ..resume import changed_model
@@ -109,7 +113,7 @@ def _keys_with(value: object, cfg: CfgNode) -> str:
 
 
 def check_weights_fit(
-    cfg: CfgNode, model: nn.Module, checkpoint: str | None, eval_only: bool
+    cfg: CfgNode, model: nn.Module, checkpoint: FoundCheckpoint | None, eval_only: bool
 ) -> None:
     """Refuse weights with which training or evaluation would not be what was meant.
 
