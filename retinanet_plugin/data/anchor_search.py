@@ -83,7 +83,11 @@ class AnchorSearch:
         if (num_scales, num_ratios - 1) in found:
             scales, ratios = found[num_scales, num_ratios - 1]
             starts.append((scales, [*ratios, self._best_ratio(scales, ratios)[0]]))
-        ends = [self._exchange(*start) for start in starts or [([0], [0])]]
+        if not starts:  # of one scale and one ratio, all are tried
+            lines = [self._best_ratio([i], []) for i in range(len(self.scales))]
+            scale = max(range(len(lines)), key=lambda i: lines[i][1])
+            starts.append(([scale], [lines[scale][0]]))
+        ends = [self._exchange(*start) for start in starts]
         return max(ends, key=lambda end: end[1])[0]
 
     def _exchange(self, scales: Sequence[int], ratios: Sequence[int]) -> tuple[Choice, float]:

@@ -32,6 +32,27 @@ def resized_boxes(
         model: with the anchors; None: there is no such model.
         is_train: whether the sizes of training or those of testing are meant.
     """
+    boxes, image_sizes, chosen = corners_after_resizing(cfg, facts, is_train)
+    iou = foreground_iou(cfg)
+    are_reached = None
+    if iou is not None and model is not None and has_grid_of_anchors(model):
+        are_reached = best_iou(boxes, image_sizes, model) >= iou
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return ResizedBoxes(facts.classes[chosen], facts.image_of[chosen], areas, are_reached)
+
+
+def corners_after_resizing(
+    cfg: CfgNode, facts: DatasetFacts, is_train: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The boxes of :class:`ResizedBoxes` themselves.
+
+    Args:
+        cfg, facts, is_train: see :func:`resized_boxes`.
+
+    Returns:
+        boxes (M', 4), (x1, y1, x2, y2) in pixels of the resized image; width and height of the
+        resized image of each (M', 2); which of all M annotations they are, (M,) bool.
+    """
     max_size = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
     is_known = ~np.isnan(facts.sizes).any(axis=1)
     new_sizes = np.full_like(facts.sizes, np.nan)
@@ -43,10 +64,5 @@ def resized_boxes(
     boxes = np.tile(new_sizes[index] / facts.sizes[index], 2) * facts.boxes[chosen]
     boxes = np.clip(boxes, 0, np.tile(new_sizes[index], 2))
     is_left = has_area(boxes)
-    boxes, index = boxes[is_left], index[is_left]
-    iou = foreground_iou(cfg)
-    are_reached = None
-    if iou is not None and model is not None and has_grid_of_anchors(model):
-        are_reached = best_iou(boxes, new_sizes[index], model) >= iou
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return ResizedBoxes(facts.classes[chosen][is_left], index, areas, are_reached)
+    chosen[chosen] = is_left
+    return boxes[is_left], new_sizes[index][is_left], chosen
