@@ -144,7 +144,7 @@ class RetinaNetInference(nn.Module):
 def score_voting(
     boxes: Tensor, classes: Tensor, voters: Tensor, scores: Tensor, voter_classes: Tensor
 ) -> Tensor:
-    """Boxes averaged with those that NMS took out (PAA, Kim and Lee, arXiv 2007.08103, section 3.3).
+    """Boxes averaged with those that NMS took out (PAA, arXiv 2007.08103, section 3.3).
 
     A box of the same class has the weight ``score * exp(-(1 - IoU)^2 / 0.025)``.
 

@@ -5,7 +5,7 @@ import copy
 import detectron2.modeling.box_regression as d2
 import pytest
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, pairwise_iou
 
 from retinanet_plugin import BOX_LOSS_REGISTRY
 from retinanet_plugin.config import load_config
@@ -17,6 +17,7 @@ from retinanet_plugin.losses import (
     diou_loss,
     foreground_box_loss,
     giou_loss,
+    iou_qualities,
 )
 
 NAMES = ["smooth_l1", "giou", "diou", "ciou"]
@@ -201,6 +202,35 @@ def test_picked_and_masked_foreground_give_the_same(name, num_foreground):
     torch.testing.assert_close(masked, picked)
     torch.testing.assert_close(masked_grads, picked_grads)
     assert sum((grad != 0).sum() for grad in picked_grads) <= 4 * num_foreground
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_foreground_anchors(masked):
+    anchors, foreground, gt_boxes = make_levels(10)
+    views = [torch.randn(2, 2, 3, 2, 4), torch.randn(2, 1, 2, 2, 4)]
+    weights = torch.rand(foreground.shape)
+    deltas = torch.cat([x.flatten(1, 3) for x in views], dim=1).view(-1, 4)
+    losses = build_loss("giou")(
+        deltas, Boxes.cat(anchors).tensor.repeat(2, 1), gt_boxes.view(-1, 4)
+    )
+    right = (losses * weights.flatten())[foreground.flatten()].sum()
+    arguments = build_loss("giou"), foreground, views, anchors, gt_boxes, masked
+    torch.testing.assert_close(foreground_box_loss(*arguments, weights), right)
+
+
+@pytest.mark.parametrize("num_foreground", [0, 1, 10, 32])
+@pytest.mark.parametrize("masked", [False, True])
+def test_qualities_are_ious_of_decoded_foreground(masked, num_foreground):
+    anchors, foreground, gt_boxes = make_levels(num_foreground)
+    views = [torch.randn(2, 2, 3, 2, 4), torch.randn(2, 1, 2, 2, 4)]
+    views = [x.requires_grad_() for x in views]
+    deltas = torch.cat([x.flatten(1, 3) for x in views], dim=1).view(-1, 4)
+    all_anchors = Boxes.cat(anchors).tensor.repeat(2, 1)
+    decoded = d2.Box2BoxTransform(weights=WEIGHTS).apply_deltas(deltas, all_anchors)
+    right = pairwise_iou(Boxes(decoded), Boxes(gt_boxes.view(-1, 4))).diagonal().view(2, -1)
+    found = iou_qualities(foreground, views, anchors, gt_boxes, WEIGHTS, masked)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, torch.where(foreground, right, 0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("masked", [False, True])

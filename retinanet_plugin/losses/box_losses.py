@@ -1,16 +1,14 @@
-"""Box losses: of each anchor that they are given, and summed over the foreground of a batch."""
+"""Box losses, of each anchor that they are given."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes
 from fvcore.common.registry import Registry
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from ..errors import UserError, described
 from .box_deltas import boxes_of, deltas_of
 from .iou_losses import ciou_loss, diou_loss, giou_loss
 
@@ -108,75 +106,3 @@ def diou(cfg: CfgNode) -> IoUBoxLoss:
 @BOX_LOSS_REGISTRY.register()
 def ciou(cfg: CfgNode) -> IoUBoxLoss:
     return IoUBoxLoss(cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS, ciou_loss)
-
-
-def foreground_box_loss(
-    box_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    foreground: Tensor,
-    pred_anchor_deltas: list[Tensor],
-    anchors: list[Boxes],
-    matched_gt_boxes: Tensor,
-    masked: bool,
-) -> Tensor:
-    """Sum of a box loss over the foreground anchors of a batch.
-
-    Args:
-        box_loss: see :meth:`SmoothL1BoxLoss.forward`.
-        foreground: (N, R), bool.
-        pred_anchor_deltas: of each level, (N, Hi, Wi, A, 4).
-        anchors: of each level, Hi*Wi*A boxes, absolute pixels.
-        matched_gt_boxes: (N, R, 4), absolute pixels; read where there is foreground.
-        masked: give ``box_loss`` every anchor, with a perfect prediction where it is not
-            foreground, instead of picking out those that are. More work in fixed shapes, for which
-            no GPU has to be waited for.
-
-    Returns:
-        Tensor: a float32 scalar (float64 for float64 deltas); without foreground exactly 0, with
-        gradients of 0.
-
-    Raises:
-        UserError: ``box_loss`` returns something else than a loss for each row.
-    """
-    sizes = [len(boxes) for boxes in anchors]
-    rows = _masked_rows if masked else _picked_rows
-    sums = []
-    for is_fg, deltas, boxes, gt_boxes in zip(
-        foreground.split(sizes, dim=1),
-        pred_anchor_deltas,
-        anchors,
-        matched_gt_boxes.split(sizes, dim=1),
-    ):
-        boxes = boxes.tensor.expand_as(gt_boxes)
-        arguments = rows(is_fg, deltas, boxes, gt_boxes)
-        losses = box_loss(*arguments)
-        if not isinstance(losses, Tensor) or losses.shape != arguments[0].shape[:1]:
-            raise UserError(
-                f"the box loss returns {described(losses)}: return one loss "
-                "for each row of boxes, shape (rows,)"
-            )
-        if masked:
-            losses = losses.masked_fill(~is_fg.flatten(), 0)
-        sums.append(losses.sum())
-    return torch.stack(sums).sum()
-
-
-def _picked_rows(
-    is_fg: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = deltas.shape  # a view that cannot be flattened without a copy
-    index = is_fg.view(shape[:-1]).nonzero(as_tuple=True)
-    return _promoted(deltas[index]), anchors.view(shape)[index], gt_boxes.view(shape)[index]
-
-
-def _masked_rows(
-    is_fg: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    # What stands in is finite, and so are its gradients, which the mask then multiplies by 0.
-    is_bg = ~is_fg.flatten().unsqueeze(1)
-    anchors = anchors.reshape(-1, 4)
-    deltas = _promoted(deltas.reshape(-1, 4)).masked_fill(is_bg, 0)
-    return deltas, anchors, gt_boxes.reshape(-1, 4).where(~is_bg, anchors)
-
-
-def _promoted(deltas: Tensor) -> Tensor:
-    return deltas.to(torch.promote_types(deltas.dtype, torch.float32))

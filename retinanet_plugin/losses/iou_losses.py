@@ -1,7 +1,7 @@
-"""GIoU, DIoU and CIoU losses of pairs of boxes.
+"""IoU, and GIoU, DIoU and CIoU losses, of pairs of boxes.
 
 The values of fvcore's and Detectron2's, which index by masks and check boxes: both wait for a GPU.
-All take boxes (F, 4), x1 y1 x2 y2 with x1 <= x2 and y1 <= y2, and return losses (F,).
+All take boxes (F, 4), x1 y1 x2 y2 with x1 <= x2 and y1 <= y2, and return numbers (F,).
 """
 
 import math
@@ -11,6 +11,12 @@ from torch import Tensor
 
 # Keeps the division by a union or a diagonal of 0 finite, as in fvcore.
 EPS = 1e-7
+
+
+def box_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """IoU in [0, 1]."""
+    inter, union = _intersection_and_union(boxes, gt_boxes)
+    return inter / (union + EPS)
 
 
 def giou_loss(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
