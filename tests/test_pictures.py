@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
+from retinanet_plugin.errors import UserError
 from retinanet_plugin.report import pictures
+from retinanet_plugin.report.drawing import (
+    SKY_BLUE,
+    add_axes,
+    draw_boxes,
+    evenly_spread,
+    new_figure,
+    save_figure,
+    shortened,
+    show_picture,
+)
 from retinanet_plugin.report.label_places import place_labels
 from retinanet_plugin.report.matches import in_regions, match_detections
 from retinanet_plugin.report.pictures import IGNORED, STYLES, draw_pairs
@@ -90,6 +101,14 @@ def test_labels_without_room_are_left_out_the_last_first():
     assert place_labels([(0, 0, 30, 20)], [(31, 10)], (30, 20)) == [None]
 
 
+def test_labels_of_a_crowd_leave_the_picture_to_be_seen():
+    """Ten labels have room, and would take 30 %; one alone may take more than its share."""
+    boxes = [(0, 10 * i, 30, 10 * i + 10) for i in range(10)]
+    places = place_labels(boxes, [(30, 10)] * 10, (100, 100), room=0.25)
+    assert [place is None for place in places] == [False] * 8 + [True] * 2
+    assert None not in place_labels(boxes[:1], [(90, 40)], (100, 100), room=0.25)
+
+
 def linear_rgb(colour):
     rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -123,7 +142,7 @@ def test_colours_of_one_picture_are_told_apart(kinds, sight):
 
 
 def test_pictures_of_any_shape(tmp_path):
-    """A wide and a tall picture, one of them without a box; too long a label is counted."""
+    """A wide and a tall picture, one without a box; a label that has no room is counted."""
     images = []
     for name, shape in (("wide", (30, 90, 3)), ("tall", (90, 30, 3))):
         path = str(tmp_path / f"{name}.png")
@@ -133,10 +152,19 @@ def test_pictures_of_any_shape(tmp_path):
     images[0]["annotations"].append({**box, "bbox_mode": BoxMode.XYWH_ABS})
     _, unlabelled = draw_pairs(images, [[box], []], ["cat"], score_thresh=0.5)
     assert unlabelled == 0
-    figure, unlabelled = draw_pairs(images, [[box], []], ["cat" * 50], score_thresh=0.5)
-    assert unlabelled == 2
-    figure.savefig(tmp_path / "figure.png")
+    images[1]["annotations"] = images[0]["annotations"]
+    figure, unlabelled = draw_pairs(images, [[box], [box]], ["cat" * 50], score_thresh=0.5)
+    assert unlabelled == 2  # in the tall one
+    save_figure(figure, str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_test_set_may_have_no_annotations(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 40, 3), 128, np.uint8))
+    found = [{"bbox": [10, 10, 20, 15], "category_id": 0, "score": 0.9}]
+    figure, _ = draw_pairs([{"file_name": str(tmp_path / "a.png")}], [found], ["cat"], 0.5)
+    assert len(figure.axes[0].collections) == 0
+    assert len(figure.axes[1].collections) == 2  # of a false alarm, and the black under it
 
 
 def test_regions_to_ignore_have_a_legend_where_there_are_some(tmp_path):
@@ -153,7 +181,93 @@ def test_regions_to_ignore_have_a_legend_where_there_are_some(tmp_path):
     assert entries[1] == set(STYLES)
     assert entries[0] == set(STYLES) - set(IGNORED)
     hatched = [patch for patch in drawn[1].axes[0].patches if patch.get_hatch()]
-    assert [patch.get_bbox().bounds for patch in hatched] == [(10, 10, 40, 40)]
+    assert [patch.get_xy()[:4].tolist() for patch in hatched] == [
+        [[10, 10], [50, 10], [50, 50], [10, 50]]
+    ]
     drawn[1].savefig(tmp_path / "figure.png")
     above = max(axes.get_window_extent().y1 for axes in drawn[1].axes)
     assert drawn[1].legends[0].get_window_extent().y0 >= above
+
+
+def pixels(figure):
+    """(H, W, 3) of a figure."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 80), (50, 40), (2000, 1600)])
+def test_lines_are_where_the_box_is(width, height):
+    """In a figure of 100 x 80 pixels, whatever size the picture has: pixel i is from i to i + 1."""
+    figure = new_figure(1, 0.8)
+    axes = add_axes(figure, 0, 0, 1, 0.8)
+    show_picture(axes, np.full((height, width, 3), 200, np.uint8))
+    box = np.array([20, 10, 70, 60]) * width / 100
+    thin = SKY_BLUE._replace(width=1.44, has_shadow=False)  # points: two pixels
+    draw_boxes(axes, [box], ["hit"], [], {"hit": thin})
+    is_grey = (pixels(figure) == 200).all(axis=2)
+    expected = np.ones((80, 100), bool)
+    expected[9:61, 19:71] = False  # both pixels that meet at an edge
+    expected[11:59, 21:69] = True
+    assert np.array_equal(is_grey, expected)
+
+
+def test_boxes_at_the_border_have_whole_lines():
+    """What leaves a picture is cut off at its border; the line there has its full width."""
+    figure = new_figure(2, 1.6)
+    axes = add_axes(figure, 0.5, 0.4, 1, 0.8)
+    show_picture(axes, np.full((80, 100, 3), 200, np.uint8))
+    draw_boxes(axes, [(-30, -30, 130, 130)], ["hit"], [], {"hit": SKY_BLUE})
+    changed = (pixels(figure) < 190).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (37, 122, 47, 152)
+
+
+def test_many_boxes_have_thinner_lines():
+    shares = []
+    for count in (1, 41):
+        figure = new_figure(1, 1)
+        axes = add_axes(figure, 0, 0, 1, 1)
+        show_picture(axes, np.full((100, 100, 3), 200, np.uint8))
+        draw_boxes(axes, [(20, 20, 80, 80)] * count, ["hit"] * count, [], {"hit": SKY_BLUE})
+        shares.append((pixels(figure) != 200).any(axis=2).mean())
+    assert shares[1] < 0.7 * shares[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cat", "cat"),
+        ("a\nb\tc  d", "a b c d"),
+        ("x" * 30 + "y" * 10, "x" * 18 + "…" + "y" * 9),
+        ("", ""),
+        ("$5 and $6", "$5 and $6"),
+    ],
+)
+def test_names_are_shortened_to_one_line(name, expected):
+    assert shortened(name) == expected
+    assert len(expected) <= 28
+
+
+def test_names_are_no_formulas(tmp_path):
+    """Matplotlib reads what stands between dollars as TeX, and fails where it is none."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((60, 90, 3), 128, np.uint8))
+    box = {"bbox": [10, 10, 40, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    image = {"file_name": str(tmp_path / "a.png"), "annotations": [box]}
+    figure, unlabelled = draw_pairs([image], [[]], [r"$\frac{$ <b>"], score_thresh=0.5)
+    assert unlabelled == 0
+    assert [text.get_text() for text in figure.axes[0].texts] == [r"$\frac{$ <b>"]
+    pixels(figure)
+
+
+def test_a_file_that_is_no_picture_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"--output .*notes\.doc does not end in a type of picture"):
+        save_figure(new_figure(1, 1), str(tmp_path / "notes.doc"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("num_images", "number", "expected"),
+    [(10, 4, [0, 3, 6, 9]), (3, 8, [0, 1, 2]), (1, 2, [0]), (5, 1, [0])],
+)
+def test_images_are_spread(num_images, number, expected):
+    assert evenly_spread(num_images, number) == expected

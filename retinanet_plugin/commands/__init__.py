@@ -4,6 +4,7 @@ A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args
 """
 
 from . import (
+    browse,
     compare_losses,
     convert_weights,
     doctor,
@@ -14,6 +15,7 @@ from . import (
 )
 
 COMMANDS = {
+    "browse": browse,
     "compare-losses": compare_losses,
     "convert-weights": convert_weights,
     "digits": make_digits,

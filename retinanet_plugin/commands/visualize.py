@@ -12,13 +12,13 @@ import os
 from collections import defaultdict
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.checks import check_datasets, check_evaluator_type
 from ..engine import inference_folder
 from ..errors import UserError
+from ..report.drawing import evenly_spread, save_figure
 from ..report.pictures import draw_pairs
 from .arguments import add_config_arguments, positive_number, read_config
 
@@ -44,16 +44,15 @@ def run(args: argparse.Namespace) -> None:
     # Reading the data set is what completes its metadata.
     images = DatasetCatalog.get(name)
     detections_of = _read_detections(cfg, name)
-    chosen = np.unique(np.linspace(0, len(images) - 1, args.num_images).astype(int))
+    chosen = evenly_spread(len(images), args.num_images)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "detections.png")
-    os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
     figure, unlabelled = draw_pairs(
         [images[i] for i in chosen],
         [detections_of[images[i]["image_id"]] for i in chosen],
         MetadataCatalog.get(name).thing_classes,
         args.score_thresh,
     )
-    figure.savefig(output, dpi=100)
+    save_figure(figure, output)
     without = f" ({unlabelled} boxes without a label, for lack of room)" if unlabelled else ""
     print(f"drew {len(chosen)} images of {name}: {output}{without}")
 

@@ -1,4 +1,4 @@
-"""What a plan page shows: facts of the data, decisions with their reasons, anchors before and after."""
+"""What the page of a plan shows: facts of the data, decisions with reasons, anchors."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Decision(NamedTuple):
 class AnchorChoice(NamedTuple):
     """Anchors, and the share of the boxes that they reach: 0 to 1, NaN where there is no box."""
 
-    sizes: dict[str, list[float]]  # of each level, such as "p3": sides of its square anchors in pixels
+    sizes: dict[str, list[float]]  # of each level, such as "p3": sides of square anchors, pixels
     aspect_ratios: list[float]  # height divided by width
     reached_by_class: dict[str, float]
     reached_by_size: dict[str, float]  # such as {"small (under 32 px)": 0.31}, in order

@@ -1,0 +1,129 @@
+"""A sheet of images as a model sees them: boxes, regions to ignore, foreground anchors."""
+
+import os
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from .drawing import (
+    FONT_SIZE,
+    REGION,
+    SKY_BLUE,
+    WHITE,
+    YELLOW,
+    add_axes,
+    draw_boxes,
+    draw_legend,
+    new_figure,
+    outline,
+    shortened,
+    show_picture,
+)
+from .seen_images import SeenImage
+
+STYLES = {
+    "foreground anchor": SKY_BLUE._replace(width=0.8, has_shadow=False),
+    "region to ignore": REGION,
+    "box": WHITE,
+    "box without foreground anchor": YELLOW,
+}
+COLUMNS = 3  # most pictures in a row
+WIDTH, MOST_HEIGHT, GAP = 4.4, 6.0, 0.1  # of a picture, inches
+CAPTION, LEGEND = 0.62, 0.6  # heights
+MANY_ANCHORS = 100  # more than these are drawn paler
+
+
+def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) -> Figure:
+    """Each image with what a model learns from it; see :class:`SeenImage`.
+
+    Args:
+        images: one or more.
+        class_names: K, of any length and characters.
+    """
+    names = [shortened(name) for name in class_names]
+    columns = min(COLUMNS, len(images))
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [min(MOST_HEIGHT, max(WIDTH * _height_by_width(x) for x in row)) for row in rows]
+    pitch = WIDTH + GAP
+    width = max(2, columns) * pitch + GAP  # the legend needs the width of two
+    bottom = LEGEND + sum(heights) + (CAPTION + GAP) * len(rows)
+    figure = new_figure(width, bottom)
+    draw_legend(figure, _kinds(images), STYLES, rows=1 if columns > 2 else 2)
+    bottom -= LEGEND
+    for row, height in zip(rows, heights):
+        bottom -= height
+        for column, image in enumerate(row):
+            left = GAP + column * pitch
+            axes = add_axes(figure, left, bottom, WIDTH, height)
+            axes.set_anchor("SW")  # beside its caption
+            show_picture(axes, image.picture)
+            _draw(axes, image, names)
+            place = {"x": left / width, "y": (bottom - 0.05) / figure.get_size_inches()[1]}
+            figure.text(
+                **place, s=_caption(image), va="top", fontsize=FONT_SIZE - 1, parse_math=False
+            )
+        bottom -= CAPTION + GAP
+    return figure
+
+
+def _kinds(images: Sequence[SeenImage]) -> list[str]:
+    """The kinds of boxes that there are in some of the images."""
+    has = {
+        "foreground anchor": any(x.anchors is not None and len(x.anchors) for x in images),
+        "region to ignore": any(len(x.regions) for x in images),
+        "box": True,
+        "box without foreground anchor": any(not x.has_anchor.all() for x in images),
+    }
+    return [kind for kind in STYLES if has[kind]]
+
+
+def _height_by_width(image: SeenImage) -> float:
+    height, width = image.picture.shape[:2]
+    return height / width
+
+
+def _draw(axes: Axes, image: SeenImage, names: list[str]) -> None:
+    if image.anchors is not None and len(image.anchors):
+        anchors = PolyCollection(
+            [outline(anchor) for anchor in image.anchors],
+            facecolor="none",
+            edgecolor=STYLES["foreground anchor"].colour,
+            linewidth=STYLES["foreground anchor"].width,
+            alpha=0.9 if len(image.anchors) <= MANY_ANCHORS else 0.4,
+            zorder=0.95,  # under all boxes
+        )
+        axes.add_artist(anchors)
+    kinds = [
+        "box" if has_anchor else "box without foreground anchor" for has_anchor in image.has_anchor
+    ]
+    draw_boxes(
+        axes,
+        [*image.boxes, *image.regions],
+        kinds + ["region to ignore"] * len(image.regions),
+        [names[i] for i in image.classes],
+        STYLES,
+    )
+
+
+def _caption(image: SeenImage) -> str:
+    """Three lines: the file; size and boxes; anchors."""
+    height, width = image.picture.shape[:2]
+    parts = [f"{width} x {height} px", _count(len(image.boxes), "box", "boxes")]
+    if len(image.regions):
+        parts.append(_count(len(image.regions), "region to ignore", "regions to ignore"))
+    name = shortened(os.path.basename(image.file_name), 48)
+    return "\n".join([name, ", ".join(parts), _anchors(image)])
+
+
+def _anchors(image: SeenImage) -> str:
+    if image.anchors is None:
+        return "foreground anchors depend on what the model predicts"
+    said = _count(len(image.anchors), "foreground anchor", "foreground anchors")
+    without = int((~image.has_anchor).sum())
+    return said + (f"; {_count(without, 'box has', 'boxes have')} none" if without else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
