@@ -8,8 +8,8 @@ from PIL import Image
 from .images.many_files import each_of
 
 _SIDE = 16
-# Of the 256 bits. In three data sets of photographs, smaller copies of quality 60 differ in up to 16
-# bits, brighter ones that are cut by 2 % in up to 50 and 95 % of them in up to 43; different
+# Of the 256 bits. In three data sets of photographs, smaller copies of quality 60 differ in up to
+# 16, brighter ones that are cut by 2 % in up to 50 and 95 % of them in up to 43, and different
 # pictures in 76 or more.
 _MOST_BITS = 45
 # Of grey values beside their mean. Bits of even surfaces are noise, or all 0: there they tell

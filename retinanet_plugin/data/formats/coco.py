@@ -7,7 +7,7 @@ from ...whole_files import write_whole_file
 from ..annotations.coco_format import read_coco
 from ..findings import Findings
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
-from .image_places import find_images, split_of
+from .image_places import find_images, split_of_file
 from .sizes import take_sizes
 
 
@@ -34,12 +34,6 @@ def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
         size = entry.get("width", 0), entry.get("height", 0)
         images.append(AnnotatedImage(file_name, boxes, *size, split_of_file(path)))
     return AnnotatedImages("COCO", coco.class_names, images, take_sizes(images))
-
-
-def split_of_file(path: str) -> str:
-    """The split that the name of a file, or of its folder, says; or ""."""
-    *_, folder, name = f"/{path}".replace("\\", "/").split("/")
-    return split_of(name, folder)
 
 
 def write_coco_file(dataset: AnnotatedImages, path: str) -> None:

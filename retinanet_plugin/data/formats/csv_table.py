@@ -10,8 +10,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
-from .coco import split_of_file
-from .image_places import find_images
+from .image_places import find_images, split_of_file
 from .numbers import to_corners, to_label
 from .sizes import take_sizes
 

@@ -9,23 +9,33 @@ from ...errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data")
+# Folders for annotations alone, so that images are beside them.
+_OF_ANNOTATIONS = re.compile("ann|label|xml|json|csv|data|coco|voc")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 
 Name = tuple[str, ...]  # what an image may be called, the likeliest first
 
 
-def split_of(*names: str) -> str:
-    """``train``, ``val`` or ``test``: the first that one of some file or folder names says; or "".
+def split_of_folder(name: str) -> str:
+    """``train``, ``val`` or ``test`` if a folder is called so; or "".
 
-    >>> split_of("instances_val2017.json")
+    >>> split_of_folder("val2017")
     'val'
     """
-    for name in names:
-        for word in re.split(r"[^a-z]+", name.lower()):
-            if word in _SPLITS:
-                return _SPLITS[word]
-    return ""
+    return _SPLITS.get(re.sub(r"[\d_-]+$", "", name.lower()), "")
+
+
+def split_of_file(path: str) -> str:
+    """``train``, ``val`` or ``test`` if a word of a file's name is so, or its folder; or "".
+
+    >>> split_of_file("annotations/instances_val2017.json")
+    'val'
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    words = re.split(r"[^a-z]+", os.path.splitext(name)[0].lower())
+    splits = [_SPLITS[word] for word in words if word in _SPLITS]
+    return splits[0] if splits else split_of_folder(os.path.basename(folder))
 
 
 def is_image(path: str) -> bool:
@@ -59,10 +69,10 @@ def find_images(
     if twice:
         raise UserError(f"{source} names the image {twice[0][0]} twice: remove one of them")
     places = _places(os.path.abspath(annotation_file), image_folder)
-    found: tuple[int, str, list[str]] | None = None
+    found: tuple[_Rank, str, list[str]] | None = None
     closest: tuple[str, list[str]] | None = None  # a folder, and what it lacks
     for rank, place in places:
-        if found and not found[0] == rank == _UNCERTAIN:
+        if found and not found[0] == rank == (rank[0], _UNCERTAIN):
             break
         files = _Files(place)
         paths = [files.resolve(name) for name in names]
@@ -91,34 +101,42 @@ def find_images(
     )
 
 
+# By the base that a place is in, then by how likely it is there.
+_Rank = tuple[int, int]
 _UNCERTAIN = 3
 
 
-def _places(annotation_file: str, image_folder: str | None) -> list[tuple[int, str]]:
+def _places(annotation_file: str, image_folder: str | None) -> list[tuple[_Rank, str]]:
     """Folders, the likeliest first, each with its rank."""
     beside, file_name = os.path.split(annotation_file)
     stem = os.path.splitext(file_name)[0].lower()
-    split = split_of(stem, os.path.basename(beside))
-    bases = [os.path.abspath(image_folder)] if image_folder else [beside, os.path.dirname(beside)]
-    ranks = dict(zip(bases, (0,) if image_folder else (1, 2)))
-    for base in bases:
+    split = split_of_file(annotation_file)
+    if image_folder is not None:
+        bases = [os.path.abspath(image_folder)]
+    elif _OF_ANNOTATIONS.search(os.path.basename(beside).lower()):
+        bases = [beside, os.path.dirname(beside)]
+    else:  # what is above may be of other data
+        bases = [beside]
+    ranks: dict[str, _Rank] = {}
+    for order, base in enumerate(bases):
+        ranks.setdefault(base, (order, 0 if image_folder else 1))
         for name in subfolders(base):
             folder = os.path.join(base, name)
-            _set_rank(ranks, folder, stem, split)
-            if name.lower() in _IMAGE_FOLDERS:
-                for below in subfolders(folder):
-                    _set_rank(ranks, os.path.join(folder, below), stem, split)
+            below = subfolders(folder) if name.lower() in _IMAGE_FOLDERS else []
+            for place in (folder, *(os.path.join(folder, x) for x in below)):
+                rank = _rank(os.path.basename(place).lower(), stem, split)
+                if rank is not None:
+                    ranks.setdefault(place, (order, rank))
     return sorted(((rank, folder) for folder, rank in ranks.items()), key=lambda place: place[0])
 
 
-def _set_rank(ranks: dict[str, int], folder: str, stem: str, split: str) -> None:
-    name = os.path.basename(folder).lower()
-    if name in stem.split("_") or (split and split_of(name) == split):
-        ranks.setdefault(folder, 0)
-    elif name in _IMAGE_FOLDERS:
-        ranks.setdefault(folder, 2)
-    elif split_of(name):
-        ranks.setdefault(folder, _UNCERTAIN)
+def _rank(folder: str, stem: str, split: str) -> int | None:
+    """How likely a folder has the images of an annotation file, by its name; None: not at all."""
+    if folder in stem.split("_") or (split and split_of_folder(folder) == split):
+        return 0
+    if folder in _IMAGE_FOLDERS:
+        return 2
+    return _UNCERTAIN if split_of_folder(folder) else None
 
 
 def subfolders(folder: str) -> list[str]:

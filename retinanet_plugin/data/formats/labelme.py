@@ -9,8 +9,7 @@ from typing import Any
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, plain
-from .coco import split_of_file
-from .image_places import find_images
+from .image_places import find_images, split_of_file
 from .json_files import read_json_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes

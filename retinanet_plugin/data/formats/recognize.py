@@ -8,7 +8,7 @@ from .csv_table import is_csv_table
 from .image_places import is_image
 from .via_csv import SHAPE_COLUMN
 from .yolo import label_file
-from .yolo_config import images_below, load_yaml
+from .yolo_config import images_below
 
 COCO, YOLO, YOLO_FOLDER = "COCO", "YOLO", "YOLO without data.yaml"
 VOC, LABELME, CREATEML = "Pascal VOC", "LabelMe", "CreateML"
@@ -80,9 +80,7 @@ def kind_of(path: str) -> str:
         if suffix in (".csv", ".tsv"):
             return _kind_of_csv(path)
         if suffix in (".yaml", ".yml"):
-            content = load_yaml(path)
-            is_yolo = isinstance(content, dict) and "names" in content
-            return YOLO if is_yolo and ("train" in content or "val" in content) else ""
+            return _kind_of_yaml(path)
     except (OSError, ValueError):  # of no format; named as what was found
         pass
     return ""
@@ -121,6 +119,13 @@ def _kind_of_xml(path: str) -> str:
     if re.search(rb"<annotation[\s>]", beginning):
         return VOC
     return "CVAT's own XML" if re.search(rb"<annotations[\s>]", beginning) else ""
+
+
+def _kind_of_yaml(path: str) -> str:
+    with open(path, "rb") as file:
+        beginning = file.read(_BEGINNING)
+    keys = {key.decode() for key in re.findall(rb"^(names|train|val)\s*:", beginning, re.M)}
+    return YOLO if "names" in keys and len(keys) > 1 else ""
 
 
 def _kind_of_csv(path: str) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
-from .coco import split_of_file
 from .csv_table import read_rows
-from .image_places import find_images
+from .image_places import find_images, split_of_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
 

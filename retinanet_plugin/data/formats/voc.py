@@ -8,8 +8,7 @@ from ...errors import UserError
 from ..annotations.voc import VocProblem, parse_voc_xml, read_voc_image
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
-from .coco import split_of_file
-from .image_places import find_images
+from .image_places import find_images, split_of_file
 from .sizes import take_sizes
 
 

@@ -67,12 +67,14 @@ def _fitted(dataset: AnnotatedImages, file_format: str) -> AnnotatedImages:
     if file_format in _ENDS_AT_BORDER:
         before, images = images, _mapped(images, _cut)
         if lost := _num_boxes(before) - _num_boxes(images):
-            boxes = counted(lost, "box was", "boxes were")
-            notes.append(f"{boxes} left out, being outside of their images")
+            boxes = counted(lost, "box outside of its image was", "boxes outside of images were")
+            notes.append(f"{boxes} left out")
         kept = {box for image in before for box in image.boxes}
         if num_cut := sum(box not in kept for image in images for box in image.boxes):
-            boxes = counted(num_cut, "box was", "boxes were")
-            notes.append(f"{boxes} cut at the border of their images, as {file_format} wants it")
+            boxes = counted(
+                num_cut, "box that leaves its image was", "boxes that leave images were"
+            )
+            notes.append(f"{boxes} cut at the border, as {file_format} wants it")
     return replace(dataset, images=images, notes=notes)
 
 

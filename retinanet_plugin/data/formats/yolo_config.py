@@ -9,7 +9,7 @@ import yaml
 
 from ...errors import UserError
 from ..findings import counted, shown
-from .image_places import is_image, split_of
+from .image_places import is_image, split_of_folder
 from .numbers import to_label
 
 _SPLITS = ("train", "val", "test")
@@ -35,7 +35,7 @@ def read_yolo_yaml(path: str) -> YoloConfig:
     Raises:
         UserError: it has no names, or a folder or list that it names does not exist.
     """
-    content = load_yaml(path)
+    content = _load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} has no keys: write names, train and val")
     names = _names(content.get("names"), path)
@@ -81,11 +81,9 @@ def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -
         for name in _NAMES_FILES:
             path = os.path.join(place, name)
             if os.path.isfile(path):
-                splits = [split_of(*os.path.relpath(x, folder).split("/")[:-1]) for x in images]
+                splits = {image: _split_below(folder, image) for image in images}
                 folders = (image_folder, folder) if image_folder else None
-                return YoloConfig(
-                    folder, _names_file(path), dict(zip(images, splits)), label_folders=folders
-                )
+                return YoloConfig(folder, _names_file(path), splits, label_folders=folders)
     raise UserError(
         f"{folder} has YOLO's label files, but no data.yaml and no {_NAMES_FILES[0]}: write "
         f"{os.path.join(folder, _NAMES_FILES[0])} with the name of a class in each line, that of "
@@ -93,7 +91,17 @@ def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -
     )
 
 
-def load_yaml(path: str) -> Any:
+def images_below(folder: str) -> list[str]:
+    """The image files in a folder and the folders in it, sorted."""
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_image(name) and not name.startswith(".")
+    )
+
+
+def _load_yaml(path: str) -> Any:
     """The content of a YAML file.
 
     Raises:
@@ -111,14 +119,10 @@ def load_yaml(path: str) -> Any:
         raise UserError(f"{path} is not YAML ({reason}): correct it") from error
 
 
-def images_below(folder: str) -> list[str]:
-    """The image files in a folder and the folders in it, sorted."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(name) and not name.startswith(".")
-    )
+def _split_below(folder: str, image: str) -> str:
+    """The split that a folder between ``folder`` and an image says; or ""."""
+    names = os.path.relpath(os.path.dirname(image), folder).split(os.sep)
+    return next(filter(None, map(split_of_folder, names)), "")
 
 
 def _names(names: Any, path: str) -> list[str]:
