@@ -23,10 +23,12 @@ from retinanet_plugin.engine.checkpoints.earlier_checkpoints import (
     find_checkpoint,
     prepare_output_dir,
 )
+from retinanet_plugin.engine.checkpoints.torch_files import read_checkpoint
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.whole_files import write_whole_file
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
+CHECKPOINTS = "retinanet_plugin.engine.checkpoints"
 CLASSES = ["0", "1", "2"]
 
 
@@ -318,6 +320,23 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(two_checkpoints, output,
     torch.save(checkpoint, newer)
     assert found(output) == str(older)
     assert f"{newer} has NaN or infinite numbers in" in caplog.text
+
+
+def test_a_resumed_run_reads_its_checkpoint_once(two_checkpoints, output, monkeypatch):
+    reads = []
+
+    def counting(path, **kwargs):
+        reads.append(path)
+        return read_checkpoint(path, **kwargs)
+
+    for module in ("earlier_checkpoints", "weight_files"):
+        monkeypatch.setattr(f"{CHECKPOINTS}.{module}.read_checkpoint", counting)
+    fresh = Checkpointer(nn.Linear(300, 100), str(output), more=Numbers())
+    assert fresh.has_checkpoint()
+    assert fresh.resume_or_load("", resume=True)["iteration"] == 3
+    assert reads == [str(two_checkpoints[1])]
+    fresh.resume_or_load("", resume=True)  # what was read is not kept
+    assert reads == 2 * [str(two_checkpoints[1])]
 
 
 # ------------------------------------------------------------------ which are kept

@@ -265,6 +265,16 @@ def test_a_failed_last_iteration_is_not_evaluated():
     assert at == []
 
 
+def test_a_new_training_does_not_compare_with_an_earlier_one(cfg, tmp_path):
+    cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER = 1, 1
+    torch.save({"model": {}, "best_metric": 100.0}, tmp_path / "model_best.pth")
+    trained(cfg)  # without resume_or_load, as in a script of one's own
+    assert (tmp_path / "earlier-1" / "model_best.pth").exists()
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["best_metric"] < 100
+    assert best["model"]
+
+
 def test_a_training_that_ends_early_can_be_used_and_is_not_resumed(cfg, said, tmp_path):
     cfg.TEST.EVAL_PERIOD, cfg.SOLVER.MAX_ITER, cfg.TEST.EARLY_STOP_PATIENCE = 1, 20, 2
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
