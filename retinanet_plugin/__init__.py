@@ -9,6 +9,7 @@ Reuse from another Detectron2 project::
 import signal
 import sys
 import warnings
+from typing import TYPE_CHECKING, Any
 
 # Ctrl-C during the seconds that the imports of ``python -m retinanet_plugin`` take needs no
 # traceback. Python looks for what it is to run, and the name of the program is "-m" until then.
@@ -48,6 +49,9 @@ with warnings.catch_warnings():
     from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
     from .meta_arch import ModularRetinaNet
 
+if TYPE_CHECKING:
+    from .deploy import Predictor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -59,6 +63,7 @@ __all__ = [
     "FocalLoss",
     "IoUMatcher",
     "ModularRetinaNet",
+    "Predictor",
     "RetinaNetHead",
     "SigmoidLoss",
     "UserError",
@@ -66,3 +71,12 @@ __all__ = [
     "build_fpn_p3p7_backbone",
     "sigmoid_focal_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What takes longer to import than all else, when it is asked for."""
+    if name == "Predictor":
+        from .deploy import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -224,6 +224,15 @@ def broken_annotations(digits, tmp_path):
     return write
 
 
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory):
+    """See :class:`small_detector.SmallDetector`."""
+    from small_detector import write_small_detector
+
+    config = ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"
+    return write_small_detector(tmp_path_factory.mktemp("detector"), str(config))
+
+
 @pytest.fixture
 def clean_env():
     """The environment for subprocesses: this checkout first, one thread."""

@@ -1,0 +1,116 @@
+"""Files, folders and arrays as the inputs of a model, prepared as evaluation prepares them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
+
+from ..data.images.read_image import read_image
+from ..errors import UserError
+
+Source = str | os.PathLike[str] | np.ndarray
+ORDERS = ("BGR", "RGB")
+
+
+class Preprocessing(NamedTuple):
+    """From a picture to the input of a model: the fields are keys of ``INPUT`` in a config."""
+
+    format: str
+    min_size_test: int
+    max_size_test: int
+
+    def prepare(self, source: Source, order: str = "BGR") -> dict[str, Any]:
+        """What ``RetinaNetMapper`` makes of a file in evaluation, and the same of an array.
+
+        Args:
+            source: the path of a file, or an array as :func:`to_picture` takes it.
+            order: of an array's channels.
+
+        Returns:
+            ``image`` (C, H, W), resized; ``height`` and ``width`` of the picture.
+
+        Raises:
+            UserError: the file cannot be read, or the array is no picture.
+        """
+        if isinstance(source, np.ndarray):
+            picture = to_picture(source, self.format, order)
+        else:
+            picture = read_image({"file_name": os.fspath(source)}, self.format)
+        height, width = picture.shape[:2]
+        resized = T.AugInput(picture)
+        T.ResizeShortestEdge(self.min_size_test, self.max_size_test, "choice")(resized)
+        image = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        return {"image": image, "height": height, "width": width}
+
+
+def to_picture(array: np.ndarray, image_format: str, order: str) -> np.ndarray:
+    """An array with the channels that a model was trained with, as if it had been read from a file.
+
+    Args:
+        array: (H, W) or (H, W, 1), grey; (H, W, 3), colours in ``order``; (H, W, 4), with alpha
+            last, which is dropped. uint8, or uint16 over its full range.
+        image_format: ``INPUT.FORMAT``.
+        order: "BGR", as OpenCV and Detectron2 have it, or "RGB".
+
+    Returns:
+        (H, W, C), uint8; float for the format YUV-BT.601.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    has_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not has_shape or not array.size or array.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"an image is an array of shape {array.shape}, {array.dtype}: give (height, width), or "
+            "(height, width, channels) with 1, 3 or 4 channels, of uint8 or uint16"
+        )
+    if array.ndim == 3:
+        array = array[:, :, 0] if array.shape[2] == 1 else array[:, :, :3]
+    if array.dtype == np.uint16:  # as files are read: greys are rounded, of colours Pillow cuts
+        is_grey = array.ndim == 2
+        array = ((array.astype(np.uint32) + 128) // 257 if is_grey else array >> 8).astype(np.uint8)
+    if array.ndim == 3 and order == "BGR":
+        array = array[:, :, ::-1]
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    return np.asarray(convert_PIL_to_numpy(picture, image_format))
+
+
+def images_in(folder: str) -> list[str]:
+    """The paths of a folder's images, sorted; not those of folders in it.
+
+    Raises:
+        UserError: there are none.
+    """
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    known -= {".pdf", ".mpg", ".mpeg"}
+    names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in known)
+    if not names:
+        raise UserError(f"the folder {folder} has no images: give one that has, or files by a glob")
+    return [os.path.join(folder, name) for name in names]
+
+
+def sources_of(images: Source | Sequence[Source]) -> list[Source]:
+    """What a predictor is called with, as a list of files and arrays.
+
+    Raises:
+        UserError: it is neither an image, nor a folder, nor a list of images.
+    """
+    given = list(images) if isinstance(images, list | tuple) else [images]
+    sources: list[Source] = []
+    for source in given:
+        if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+            sources += images_in(os.fspath(source))
+        elif isinstance(source, str | os.PathLike | np.ndarray):
+            sources.append(source)
+        else:
+            raise UserError(
+                f"an image is a {type(source).__name__}: give the path of a file or a folder, a "
+                "numpy array, or a list of these"
+            )
+    return sources
