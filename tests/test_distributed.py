@@ -3,11 +3,15 @@
 import copy
 import os
 
+import pytest
 import torch
 from conftest import make_batch
 from detectron2.modeling import build_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+
+from retinanet_plugin.engine.checks.device_checks import check_trained
+from retinanet_plugin.errors import UserError
 
 
 def _gradients(model, batch):
@@ -44,3 +48,18 @@ def test_two_processes_share_gradients_and_keep_their_own_average(small_cfg, tmp
         for name in gradients:
             mean = (expected[0][name] + expected[1][name]) / 2
             assert (gradients[name] - mean).norm() <= 1e-4 * mean.norm() + 1e-8, name
+
+
+def test_weights_that_others_would_wait_for_in_vain(small_cfg):
+    model = build_model(small_cfg)
+    statistics = copy.deepcopy(model.state_dict())
+    check_trained(model)
+    assert model.training
+    assert all(torch.equal(x, statistics[name]) for name, x in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    small_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    small_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256]]
+    with pytest.raises(UserError, match=r"2 parameters .*backbone.top_block.p7.*: add p7"):
+        check_trained(build_model(small_cfg))
+    small_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p7"]  # p7 is made of p6
+    check_trained(build_model(small_cfg))

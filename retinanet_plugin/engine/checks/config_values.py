@@ -135,6 +135,7 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
 _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("INPUT.MIN_SIZE_TRAIN", _list_of(_whole(0), 1), "pixels of the shorter side, such as (800,)"),
     ("INPUT.MAX_SIZE_TRAIN", _whole(1), "pixels of the longer side, such as 1333"),
+    ("INPUT.BOX_CROP", _within(0, 1), f"a share of width and height: {_SHARE}, which is off at 0"),
     ("DATALOADER.REPEAT_THRESHOLD", _within(0, 1), f"a share of the images: {_SHARE}"),
     ("SOLVER.MAX_ITER", _whole(1), _ITERATIONS),
     ("SOLVER.IMS_PER_BATCH", _whole(1), "a whole number of images from 1"),

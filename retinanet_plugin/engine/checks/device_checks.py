@@ -1,9 +1,11 @@
 """Whether this machine has the devices that a run asks for, and its processes go together."""
 
 import argparse
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
 from ...errors import UserError
 from ...execution.cuda_graphs import check_cuda_graphs
@@ -65,4 +67,38 @@ def check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but {processes} processes are to train, each "
             "on a GPU of its own: set MODEL.DEVICE cuda, or train with --num-gpus 1"
+        )
+
+
+def check_trained(model: Any) -> None:
+    """Refuse levels of a RetinaNet that no loss reaches: several processes wait for their gradient.
+
+    Args:
+        model: any; one that names backbone and levels otherwise than RetinaNet is not looked at.
+
+    Raises:
+        UserError: parameters of the backbone get no gradient from the levels of the head.
+    """
+    backbone, used = getattr(model, "backbone", None), getattr(model, "head_in_features", None)
+    if not isinstance(backbone, nn.Module) or not used:
+        return
+    parameters = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+    if not parameters:
+        return
+    was_training = backbone.training
+    backbone.eval()  # batch norms take no statistics of it
+    size = max(64, getattr(backbone, "size_divisibility", 0))
+    channels = len(model.pixel_mean)
+    features = backbone(torch.zeros(1, channels, size, size, device=model.device))
+    backbone.train(was_training)
+    total = sum(features[name].sum() for name in used)
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(parameters, gradients) if gradient is None]
+    if idle:
+        missing = ", ".join(name for name in features if name not in used)
+        raise UserError(
+            f"MODEL.RETINANET.IN_FEATURES is {list(used)}, with which {len(idle)} parameters of "
+            f"the backbone get no gradient ({idle[0]} is the first), and several processes would wait "
+            f"for it: add {missing or 'their levels'} with sizes of anchors, or train with "
+            "--num-gpus 1"
         )

@@ -28,7 +28,8 @@ from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 from ..resume import changed_model
 from .config_checks import check_values
 from .config_values import flattened
-from .device_checks import check_devices, check_processes, num_processes
+from .device_checks import check_devices, check_processes, check_trained, num_processes
+from .expected_results import check_expected_results
 from .output_dir import check_output_dir
 from .startup_log import log_on_console
 
@@ -51,7 +52,11 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_processes(cfg, args)
         check_output_dir(cfg.OUTPUT_DIR)
         model = check_model(cfg)
-        check_image_files(check_datasets(cfg, args.eval_only), cfg)
+        if not args.eval_only and num_processes(args) > 1:
+            check_trained(model)
+        datasets = check_datasets(cfg, args.eval_only)
+        check_expected_results(cfg, datasets)
+        check_image_files(datasets, cfg)
         # A run that is resumed reads its own checkpoint, wherever its first weights are by now.
         checkpoint = find_checkpoint(cfg.OUTPUT_DIR, quiet=True) if args.resume else None
         if args.resume and not checkpoint:
