@@ -19,12 +19,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["retinanet_plugin", "retinanet_plugin.*"]),
-    package_data={"retinanet_plugin": ["py.typed"]},
+    package_data={"retinanet_plugin": ["py.typed", "report/*.html"]},
     python_requires=">=3.10",
-    # Each is a requirement of Detectron2 as well, so that nothing new arrives with this package.
+    # Each is a requirement of Detectron2 or PyTorch as well, so that nothing new arrives with this package.
     install_requires=[
         "fvcore",  # box losses, registries
         "pyyaml",  # errors in config files
+        "jinja2",  # the page of a plan
     ],
     extras_require={
         # python -m retinanet_plugin digits
