@@ -117,6 +117,31 @@ def test_annotation_file_is_no_json(error_of, digits_entries, tmp_path, content)
     assert f"the annotation file {path} of {name}: it is not JSON" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x1f\x8b\x08", r"it begins with '\x1f"),
+        (b"<annotation>", ", it begins with '<annotation>': export"),
+        (b"0 0.5 0.5 0.1 0.1", ", it begins with '0 0.5 0.5 0.1 0.1': export"),
+        (b"[{}]", ": it is a list, as of detections, and no object with the lists 'images', "),
+        (b"7", ": it is 7, and no object with the lists 'images', 'annotations', 'categories': "),
+    ],
+)
+def test_files_of_other_formats(error_of, digits_entries, tmp_path, content, message):
+    name, _, images = digits_entries[1]
+    path = tmp_path / "val.json"
+    path.write_bytes(content)
+    assert message in error_of(val=(name, str(path), images))
+
+
+def test_a_folder_in_place_of_its_file(error_of, digits_entries, tmp_path):
+    name, _, images = digits_entries[1]
+    assert "it is a folder: name a JSON" in error_of(val=(name, str(tmp_path), images))
+    (tmp_path / "_annotations.coco.json").touch()
+    message = error_of(val=(name, str(tmp_path), images))
+    assert "it is a folder: name a file in it, such as _annotations.coco.json" in message
+
+
 def test_a_key_that_is_there_twice(error_of, changed, digits_entries):
     name, path, images = changed(lambda coco: None)
     text = Path(path).read_text()
@@ -384,6 +409,25 @@ def test_warnings(warnings_of, change, message):
     assert any(message in warning for warning in found), found
 
 
+@pytest.mark.parametrize(
+    ("name", "warns"),
+    [("one", False), ("Red Cell", True), ("red cell ", True), ("redcell", False)],
+)
+def test_categories_whose_names_are_almost_the_same(changed, name, warns):
+    entry = changed(
+        lambda coco: [
+            c.update(name=x) for c, x in zip(coco["categories"], (name, "nought", "red cell"))
+        ]
+    )
+    forget(entry[0])
+    register_coco_json([entry])
+    findings, _ = inspect_datasets(config(entry[0]))
+    found = [str(x) for (kind, _), x in findings.warnings.items() if kind == "category name"]
+    assert len(found) == warns
+    for warning in found:
+        assert f'categories[2] has name "red cell", and another one "{name}": ' in warning
+
+
 def test_most_boxes_as_corners(error_of, changed):
     message = error_of(val=changed(corners))
     assert "boxes leave their image as [x, y, width, height], such as annotation" in message
@@ -443,6 +487,20 @@ def test_the_digits_raise_no_warning_of_their_own(check, caplog):
     assert all(
         "no object of" in r.getMessage() or "classes that" in r.getMessage() for r in caplog.records
     )
+
+
+def test_one_file_in_two_sets_to_train_on(digits_entries):
+    (name, json_file, images), val = digits_entries
+    entries = [(name, json_file, images), (f"{name}_again", json_file, images), val]
+    forget(*(entry[0] for entry in entries))
+    register_coco_json(entries)
+    cfg = config(name, val[0])
+    cfg.DATASETS.TRAIN = (name, f"{name}_again", name)
+    findings, _ = inspect_datasets(cfg)
+    (warning,) = [str(x) for (kind, _), x in findings.warnings.items() if kind == "shared"]
+    assert f"of {name}_again: 8 of its 8 image files are in {name} too, such as" in warning
+    cfg.DATASETS.TRAIN = (name,)
+    assert "shared" not in [kind for kind, _ in inspect_datasets(cfg)[0].warnings]
 
 
 def test_one_file_in_train_and_test(check, digits_entries, caplog):

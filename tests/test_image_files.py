@@ -146,7 +146,7 @@ def test_what_stands_behind_the_end_of_an_image_does_not_matter(tmp_path, suffix
     for more in (b"\0", b"a film" * 20_000):
         with open(path, "ab") as f:
             f.write(more)
-        assert read_header(path) == ImageHeader(*SIZE, "RGB", 1, False, False)
+        assert read_header(path) == ImageHeader(*SIZE, "RGB", 1, False, False, False)
 
 
 def test_a_file_without_permission_is_unreadable(tmp_path, monkeypatch):
@@ -213,18 +213,46 @@ def test_errors_of_a_kind_are_counted_and_the_first_file_is_named(tmp_path, smal
 # ---- what is read as something else ----
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix", "words"),
-    [("CMYK", "jpg", "CMYK"), ("F", "tiff", "32-bit")],
-)
-def test_modes_that_are_read_otherwise_are_warned_of(tmp_path, small_cfg, mode, suffix, words):
-    path = draw(tmp_path / f"a.{suffix}", mode)
+def test_colours_of_print_are_warned_of(tmp_path, small_cfg):
+    path = draw(tmp_path / "a.jpg", "CMYK")
     findings, facts = inspect_image_files(facts_of(path), small_cfg)
     (warning,) = findings.warnings.values()
-    assert words in str(warning)
-    assert path in str(warning)
-    assert facts["mine"].modes == {mode: 1}
+    assert f"{path}) has the colours of print (CMYK)" in str(warning)
+    assert facts["mine"].modes == {"CMYK": 1}
     assert not findings.errors
+
+
+@pytest.mark.parametrize(("dtype", "good"), [(np.float32, [0, 99.5, 255]), (np.int32, [0, 255])])
+@pytest.mark.parametrize("bad", [[0, 0.5, 1], [-1, 7], [0, 256]])
+def test_pixels_without_a_range_are_found_before_they_are_needed(
+    tmp_path, small_cfg, dtype, good, bad
+):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.array([good], dtype)).save(path)
+    findings, _ = inspect_image_files(facts_of(path), small_cfg)
+    assert not findings.warnings
+    assert not findings.errors
+    bad = [x if dtype == np.float32 else x * 300 for x in bad]
+    Image.fromarray(np.array([bad], dtype)).save(path)
+    error = only_error(small_cfg, path)
+    assert f"{path}) cannot be decoded (its pixels have no known range and values from" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize(("largest", "is_dark"), [(4095, True), (2**14, False), (65535, False)])
+def test_deep_greys_that_stay_dark_are_warned_of(tmp_path, small_cfg, suffix, largest, is_dark):
+    files = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for file, value in zip(files, (200, largest)):
+        Image.fromarray(np.full(SIZE, value, np.uint16)).save(file)
+    findings, _ = inspect_image_files(facts_of(*files), small_cfg)
+    assert not findings.errors
+    warnings = list(map(str, findings.warnings.values()))
+    assert len(warnings) == is_dark
+    for warning in warnings:
+        assert f"image 1 ({files[0]}) has greys of 16 bits" in warning
+        assert "above 4,095, read as 16 of 255: multiply the values by 16," in warning
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
@@ -260,8 +288,31 @@ def test_a_folder_that_is_named_twice(tmp_path, small_cfg, monkeypatch, is_relat
     monkeypatch.chdir(tmp_path)
     folder = "train" if is_relative else str(tmp_path / "train")
     error = str(only_error(small_cfg, f"{folder}/train/a.png"))
-    assert "train/ is in both the image folder and file_name: leave it out of one" in error
+    assert f", but {folder}/a.png does: correct the image folder" in error
     assert ("looked for as" in error) == is_relative
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("sub\\a.jpg", "sub/a.jpg"),
+        ("C:\\data\\a.jpg", "a.jpg"),
+        ("a.jpg", "a.JPG"),
+        ("a.jpg", "a.png"),
+        ("a", "a.jpg"),
+        ("images/a.jpg", "a.jpg"),
+    ],
+)
+def test_a_missing_file_beside_the_one_that_is_meant(tmp_path, small_cfg, name, there):
+    (tmp_path / "sub").mkdir()
+    Image.new("L", SIZE).save(tmp_path / there, "png")
+    error = only_error(small_cfg, tmp_path / name, tmp_path / "elsewhere.jpg")
+    assert f"({tmp_path / name}) does not exist, but {tmp_path / there} does (1 more" in str(error)
+
+
+def test_a_missing_folder(tmp_path, small_cfg):
+    error = str(only_error(small_cfg, tmp_path / "nothing/a.jpg"))
+    assert "does not exist, nor does its folder: correct the image folder" in error
 
 
 def test_images_of_other_machines_are_counted_and_not_looked_at(small_cfg):

@@ -85,6 +85,11 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def image_named(image: dict[str, Any]) -> str:
+    """An image of Detectron2's dataset dicts as findings name it: ``image 7 (a.jpg)``."""
+    return f"image {shown(image.get('image_id'))} ({image['file_name']})"
+
+
 def counted(count: int, one: str, more: str) -> str:
     """``1 class`` or ``2 classes``."""
     return f"{count:,} {one if count == 1 else more}"

@@ -1,5 +1,6 @@
 """What is wrong, or probably not meant, in data sets as wholes, and between them."""
 
+import itertools
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -58,6 +59,9 @@ def check_sets_together(
     _check_classes(list(facts.values()), cfg.MODEL.RETINANET.NUM_CLASSES, findings)
     trained = [facts[name] for name in train if name in facts]
     _check_batch(trained, cfg.SOLVER.IMS_PER_BATCH, findings)
+    for first, second in itertools.combinations(dict.fromkeys(train), 2):
+        if first in facts and second in facts:
+            _check_shared(facts[first], facts[second], findings)
     for tested in (facts[name] for name in test if name in facts):
         if trained and tested.name not in train:
             if not findings.errors:  # which may hide what is trained on
@@ -168,6 +172,20 @@ def _check_only_tested(
             f"it has objects of {counted(len(only_tested), 'class', 'classes')} that "
             f"DATASETS.TRAIN has none of: {_list(only_tested)}",
             "their AP will be 0: annotate such objects for training",
+        )
+
+
+def _check_shared(first: DatasetFacts, second: DatasetFacts, findings: Findings) -> None:
+    """Images of two training sets: what one set says nothing of is background in it."""
+    files = first.files()
+    common = [file for file in second.files() if file in files]
+    if common:
+        findings.warn(
+            "shared",
+            second.source,
+            f"{len(common):,} of its {len(second.files()):,} image files are in {first.name} too, "
+            f"such as {common[0]}, and each list has the objects of the other as background",
+            "merge the two, with all objects of an image in one list",
         )
 
 

@@ -1,6 +1,7 @@
 """A JSON file of annotations, read without what a detector of boxes does not need."""
 
 import json
+import os
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
@@ -26,6 +27,8 @@ def read_json(path: str) -> Any:
     try:
         with PathManager.open(path, "rb") as f:
             content = f.read()
+    except IsADirectoryError as error:
+        raise Unreadable("it is a folder", _name_a_file(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Unreadable(
@@ -37,7 +40,14 @@ def read_json(path: str) -> Any:
     except DuplicateKey as error:
         raise Unreadable(f"it has {error}", "write every key once") from error
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"it is not JSON ({error})", "export it again") from error
+        start = content[:30].strip().decode(errors="replace")
+        begins = "" if start[:1] in ("{", "[", "") else f", it begins with {start!r}"
+        raise Unreadable(f"it is not JSON ({error}){begins}", "export it again") from error
+
+
+def _name_a_file(folder: str) -> str:
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    return f"name a file in it, such as {names[0]}" if names else "name a JSON file"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .image_headers import BadImage, ImageHeader, read_header
 from .many_files import each_of
 
 # Raised whenever an entry changes its meaning. Pillow decides what is an image at all.
-_VERSION = f"1 {PIL.__version__}".encode()
+_VERSION = f"2 {PIL.__version__}".encode()
 # A file that changed so shortly before it was read may change again without another time.
 _SETTLED_NS = 2 * 10**9
 # Headers of fewer images are read sooner than found in a cache.

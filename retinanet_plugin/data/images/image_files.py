@@ -10,20 +10,18 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from ..dataset_facts import DatasetFacts
-from ..findings import Findings, shown
+from ..findings import Findings, image_named, shown
 from .header_cache import read_headers
-from .image_headers import BadImage, ImageHeader, is_see_through
+from .image_headers import MISSING, BadImage, ImageHeader
+from .missing_files import meant_instead
+from .pixel_checks import check_pixels
 
 logger = logging.getLogger("detectron2.image_files")
 
 _SKIP = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
-# Pixels of as many images with alpha, of each data set, are looked at.
-_MOST_ALPHA = 20
 # What Detectron2's reading makes of a mode where that is not what a viewer shows.
 _CHANGED_MODES = {
     "CMYK": "has the colours of print (CMYK), which become other colours than in a viewer",
-    "F": "has 32-bit floats, which are read only if they are those of 8 bits, 0 to 255",
-    "I": "has 32-bit integers, which are read only if they are those of 8 bits, 0 to 255",
 }
 
 
@@ -77,14 +75,17 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
     source = f"the images of {dataset.name}"
     skips = cfg.DATASETS.SKIP_BAD_IMAGES
     left_out = left_out_remedy(dataset.name, cfg)
+    any_missing = False
     for index, (image, header) in enumerate(zip(dataset.images, dataset.headers)):
         if header is None:
             facts.num_remote += 1
             continue
         bad = bad_image(image, header)
         if bad is not None:
+            if bad.kind == MISSING and not any_missing:
+                any_missing, bad = True, _explained(image["file_name"], bad)
             facts.bad[index] = bad.reason
-            example = f"{_name(image)} {bad.reason}"
+            example = f"{image_named(image)} {bad.reason}"
             if skips:
                 findings.warn(bad.kind, source, example, left_out)
             else:
@@ -92,8 +93,7 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
         if isinstance(header, ImageHeader):
             _note(facts, header)
             _warn_of_changes(findings, source, image, header)
-            if header.is_transparent and facts.num_transparent <= _MOST_ALPHA:
-                _check_alpha(findings, source, image)
+    check_pixels(dataset, source, findings)
     if skips and 0 < len(facts.bad) == facts.num_images:
         findings.error("all bad", source, "none of them can be used", "see the warnings")
     return facts
@@ -141,12 +141,12 @@ def _warn_of_changes(
 ) -> None:
     changed = _CHANGED_MODES.get(header.mode)
     if changed:
-        findings.warn(header.mode, source, f"{_name(image)} {changed}", "convert it to RGB")
+        findings.warn(header.mode, source, f"{image_named(image)} {changed}", "convert it to RGB")
     if header.is_animated:
         findings.warn(
             "animated",
             source,
-            f"{_name(image)} has several frames or pages, of which only the first is read",
+            f"{image_named(image)} has several frames or pages, of which only the first is read",
             "save the one that its boxes are of as an image of its own",
         )
     limit = Image.MAX_IMAGE_PIXELS
@@ -154,20 +154,21 @@ def _warn_of_changes(
         findings.warn(
             "huge",
             source,
-            f"{_name(image)} is huge, {header.width} x {header.height} pixels, of which Pillow "
-            f"warns, and which it refuses from {2 * limit:,} pixels",
+            f"{image_named(image)} is huge, {header.width} x {header.height} pixels, of which "
+            f"Pillow warns, and which it refuses from {2 * limit:,} pixels",
             "cut it into tiles or make it smaller",
         )
 
 
-def _check_alpha(findings: Findings, source: str, image: dict[str, Any]) -> None:
-    if is_see_through(image["file_name"]):
-        findings.warn(
-            "transparent",
-            source,
-            f"{_name(image)} is transparent in places, which are read in the colour beneath",
-            "draw it on a background",
-        )
+def _explained(path: str, missing: BadImage) -> BadImage:
+    """What is said of a missing file, with the one that was probably meant."""
+    other = meant_instead(path)
+    if other:
+        return missing._replace(reason=f"{missing.reason}, but {other} does")
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        return missing._replace(reason=f"{missing.reason}, nor does its folder")
+    return missing
 
 
 def _note(facts: ImageFacts, header: ImageHeader) -> None:
@@ -200,14 +201,10 @@ def without_bad_images(images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[
         if problem is None or not skip_bad:
             good.append(image)
         else:
-            bad.append(f"{_name(image)} {problem.reason}")
+            bad.append(f"{image_named(image)} {problem.reason}")
     if bad:
         logger.warning(
             f"{len(bad):,} of {len(images):,} images are left out, as DATASETS.SKIP_BAD_IMAGES "
             f"asks; the first: {bad[0]}"
         )
     return good
-
-
-def _name(image: dict[str, Any]) -> str:
-    return f"image {shown(image.get('image_id'))} ({image['file_name']})"

@@ -8,8 +8,9 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image
 
 from ...errors import UserError
-from .read_image import read_image
+from .read_image import has_16_bits, read_image
 
+MISSING = "missing"  # the kind of a bad image
 _EXIF_ORIENTATION = 0x0112
 _FORMATS_OF_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
 # Of other formats some are turned when they are decoded, by some versions of Pillow.
@@ -28,6 +29,7 @@ class ImageHeader(NamedTuple):
     height: int
     mode: str  # Pillow's: "RGB", "L", "I;16", ...
     orientation: int  # EXIF's, 1 to 8; 1 is unturned
+    has_deep_greys: bool  # one channel of 16 bits
     is_transparent: bool  # has an alpha channel, or a transparent colour
     is_animated: bool  # has more than one frame, of which the first is read
 
@@ -60,30 +62,15 @@ def read_header(path: str) -> ImageHeader | BadImage:
         reason = f"cannot be read ({error.strerror or error})"
         return BadImage("unreadable", reason, "mend its permissions or copy it again")
     except ValueError as error:  # a path that no system has
-        return BadImage("missing", f"cannot exist ({error})", "correct its file_name")
-
-
-def is_see_through(path: str) -> bool:
-    """Whether an image that can be transparent is so anywhere."""
-    try:
-        with Image.open(path) as image:
-            lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-    except Exception:  # whatever a damaged file makes of it: reading it says so
-        return False
-    return bool(lowest < 255)
+        return BadImage(MISSING, f"cannot exist ({error})", "correct its file_name")
 
 
 def _missing(path: str) -> BadImage:
     reason = "does not exist"
     if not os.path.isabs(path):
         reason += f" (it is looked for as {os.path.abspath(path)})"
-    folder, name = os.path.split(path)
-    above, last = os.path.split(folder)
-    if last and os.path.basename(above) == last and os.path.exists(os.path.join(above, name)):
-        remedy = f"{last}/ is in both the image folder and file_name: leave it out of one of them"
-    else:
-        remedy = "correct the image folder or its file_name, or remove it"
-    return BadImage("missing", reason, remedy)
+    remedy = "correct the image folder or its file_name, or remove it"
+    return BadImage(MISSING, reason, remedy)
 
 
 def _read(path: str, f: BinaryIO, num_bytes: int) -> ImageHeader | BadImage:
@@ -102,18 +89,23 @@ def _read(path: str, f: BinaryIO, num_bytes: int) -> ImageHeader | BadImage:
     if orientation >= 5:  # turned by 90 degrees
         width, height = height, width
     is_turned_by_pillow = orientation >= 5 and image.format not in _NEVER_TURNED_BY_PILLOW
-    if is_turned_by_pillow or _lacks_end(image, f):
+    has_any_range = image.mode in ("I", "F") and not has_16_bits(image.mode, image.format)
+    if is_turned_by_pillow or has_any_range or _lacks_end(image, f):
         # Only decoding tells: such images are rare enough.
         try:
             height, width = read_image({"file_name": path}, "RGB").shape[:2]
         except UserError as error:
             reason = str(error).partition(" cannot be read ")[2].rpartition(": ")[0]
-            return BadImage("cut off", f"cannot be decoded {reason}", "copy it again")
+            kind, remedy = (
+                ("range", "convert it") if has_any_range else ("cut off", "copy it again")
+            )
+            return BadImage(kind, f"cannot be decoded {reason}", remedy)
     return ImageHeader(
         width,
         height,
         image.mode,
         orientation,
+        has_16_bits(image.mode, image.format),
         image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info,
         _is_animated(image),
     )

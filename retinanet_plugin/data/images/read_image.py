@@ -45,7 +45,8 @@ def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return f"the image {record['file_name']} (id {record.get('image_id', 'unknown')})"
+    image_id = f" (id {record['image_id']})" if "image_id" in record else ""
+    return f"the image {record['file_name']}{image_id}"
 
 
 def _decoded(file: Any) -> Image.Image:
@@ -59,14 +60,18 @@ def _decoded(file: Any) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image, file_type: str | None) -> Image.Image:
-    # Older versions of Pillow have the mode I for 16-bit PNGs.
-    has_16_bits = picture.mode == "I" and file_type in ("PNG", "PPM")
-    if has_16_bits or picture.mode.startswith("I;16"):
+    if has_16_bits(picture.mode, file_type):
         values = np.asarray(picture).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # v * 255 / 65535, rounded
     if picture.mode in ("I", "F"):
         _check_range(np.asarray(picture))
     return picture
+
+
+def has_16_bits(mode: str, file_type: str | None) -> bool:
+    """Whether a picture of Pillow's ``mode`` has greys of 16 bits."""
+    # Older versions of Pillow have the mode I for 16-bit PNGs.
+    return mode.startswith("I;16") or (mode == "I" and file_type in ("PNG", "PPM"))
 
 
 def _check_range(values: np.ndarray) -> None:
