@@ -4,6 +4,7 @@ A module's docstring is its help; ``add_arguments(parser)`` declares, ``run(args
 """
 
 from . import (
+    anchors,
     browse,
     compare_losses,
     convert_weights,
@@ -15,6 +16,7 @@ from . import (
 )
 
 COMMANDS = {
+    "anchors": anchors,
     "browse": browse,
     "compare-losses": compare_losses,
     "convert-weights": convert_weights,

@@ -11,8 +11,8 @@ from .tables import facts as fact_lines
 from .tables import table
 
 # Of areas in pixels of the resized image: COCO's borders of small, medium and large.
-_AREA_BORDERS = (32**2, 96**2)
-_AREA_NAMES = ("small", "medium", "large")
+AREA_BORDERS = (32**2, 96**2)
+AREA_NAMES = ("small", "medium", "large")
 _MOST_CLASSES = 40
 # From this share of a class's boxes on, that no anchor reaches is warned of.
 _MANY_UNREACHED = 0.1
@@ -44,7 +44,7 @@ def describe_dataset(
     sizes = facts.sizes[~np.isnan(facts.sizes).any(axis=1)]
     if len(sizes):
         pairs.append(("image sizes", _sizes(sizes)))
-        pairs.append(("resized by", _resizing(cfg, is_train)))
+        pairs.append(("resized by", describe_resizing(cfg, is_train)))
     pairs.append(("in an image", _per_image(cfg, facts)))
     lines = fact_lines(pairs)
     if len(boxes.areas):
@@ -109,7 +109,8 @@ def _sizes(sizes: np.ndarray) -> str:
     )
 
 
-def _resizing(cfg: CfgNode, is_train: bool) -> str:
+def describe_resizing(cfg: CfgNode, is_train: bool) -> str:
+    """The keys that say to which sizes images are resized."""
     edge = short_edge(cfg, is_train)
     name, max_size = "TEST", cfg.INPUT.MAX_SIZE_TEST
     if is_train:
@@ -152,11 +153,11 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
 
     groups = {
         "": ["boxes", "images"],
-        "share of boxes": list(_AREA_NAMES),
+        "share of boxes": list(AREA_NAMES),
         "size": ["5%", "50%", "95%"],
     }
     if is_unreached is not None:
-        groups[f"no anchor (IoU<{iou:g})"] = ["all", *_AREA_NAMES]
+        groups[f"no anchor (IoU<{iou:g})"] = ["all", *AREA_NAMES]
     columns = zip(*rows)
     return [
         *table(
@@ -173,8 +174,8 @@ def _class_table(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -> list
 
 def _row(chosen: np.ndarray, boxes: ResizedBoxes, is_unreached: np.ndarray | None) -> list[str]:
     """Cells of the boxes that are ``chosen`` (M',)."""
-    areas, count = np.digitize(boxes.areas, _AREA_BORDERS), int(chosen.sum())
-    of_area = [chosen & (areas == i) for i in range(len(_AREA_NAMES))]
+    areas, count = np.digitize(boxes.areas, AREA_BORDERS), int(chosen.sum())
+    of_area = [chosen & (areas == i) for i in range(len(AREA_NAMES))]
     row = [f"{count:,}", f"{len(np.unique(boxes.images[chosen])):,}"]
     row += [_percent(int(x.sum()), count) for x in of_area]
     sizes = np.sqrt(boxes.areas[chosen])
