@@ -10,10 +10,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import transform_instance_annotations
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, BoxMode
 
 from ...errors import UserError
 from ..images.read_image import read_image
+from .box_crop import BoxCrop
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -45,10 +46,10 @@ class RetinaNetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        return {
-            **super().from_config(cfg, is_train),
-            "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES,
-        }
+        arguments = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.BOX_CROP > 0:
+            arguments["augmentations"].append(BoxCrop(cfg.INPUT.BOX_CROP))
+        return {**arguments, "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """
@@ -64,7 +65,7 @@ class RetinaNetMapper(DatasetMapper):
                 raise UserError(f"{error}, {remedy}") from error
             self._skip(record["file_name"], error)
             return None
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, boxes=_boxes(record))
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -93,3 +94,13 @@ class RetinaNetMapper(DatasetMapper):
         if file_name not in self.bad_images:
             self.bad_images.add(file_name)
             logger.warning(f"left out, number {len(self.bad_images)} of this process: {error}")
+
+
+def _boxes(record: dict[str, Any]) -> np.ndarray:
+    """Of its annotations without crowds, for augmentations that ask for them; (M, 4)."""
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in record.get("annotations", ())
+        if not a.get("iscrowd", 0)
+    ]
+    return np.array(boxes, np.float64).reshape(-1, 4)

@@ -158,6 +158,7 @@ _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", lambda p: p == math.inf or _above(0)(p), "1.0 or 2.0"),
     ("TEST.EVAL_PERIOD", _whole(0), _OR_OFF),
     ("TEST.EARLY_STOP_PATIENCE", _whole(0), _OR_OFF),
+    ("TEST.NUM_PICTURES", _whole(0), "a whole number from 0, which draws none"),
     ("TEST.PRECISE_BN.NUM_ITER", _whole(1), _ITERATIONS),
     ("VIS_PERIOD", _whole(0), _OR_OFF),
 )
