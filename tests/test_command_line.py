@@ -1,17 +1,21 @@
 """What a user sees of a run: a page on the console, all of it in log.txt."""
 
 import argparse
+import json
 import logging
+import shutil
 import sys
 import warnings
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from retinanet_plugin.engine import Trainer, set_up
 from retinanet_plugin.engine.checks.startup_log import log_on_console
 from retinanet_plugin.engine.console_log import for_the_log, keep_warnings_off_the_console
+from retinanet_plugin.engine.failures.writers import DispensableWriter
 
 ARGS = argparse.Namespace(config_file="", eval_only=False)
 
@@ -65,6 +69,23 @@ def test_long_tables_are_cut_and_said(instant_cfg, log, capsys):
     console = capsys.readouterr().out
     assert console.endswith("\n59\n... 940 more lines are in log.txt\n")
     assert "\n999\n" in log()
+
+
+def test_files_that_are_removed_during_a_training_are_made_anew(instant_cfg, log, tmp_path, capsys):
+    set_up(instant_cfg, ARGS)
+    metrics = tmp_path / "metrics.json"
+    writer = DispensableWriter(JSONWriter(str(metrics)), str(tmp_path))
+    with EventStorage() as storage:
+        for iteration in range(3):
+            storage.iter = iteration
+            storage.put_scalar("loss", 1.0 + iteration)
+            writer.write()
+            if iteration == 0:
+                shutil.rmtree(tmp_path)
+    lines = metrics.read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [1.5, 2.0]  # medians so far
+    assert log().count("metrics.json was removed while the training ran") == 1
+    assert "was removed while the training ran" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("own_warnings")

@@ -55,10 +55,11 @@ def set_up_console(output_dir: str) -> None:
 def keep_warnings_off_the_console() -> None:
     """What nobody who trains can mend goes to ``log.txt`` alone; for the rest of the process.
 
-    That is: warnings of deprecated functions, unless a file of the user's own calls them, and that
-    a PyTorch for GPUs finds none. Other warnings are in ``log.txt``, too.
+    That is: warnings of deprecated functions, unless a file of the user's own calls them; that a
+    PyTorch for GPUs finds none, and ends the processes beside one that failed. Other warnings are
+    in ``log.txt``, too.
     """
-    for name in ("py.warnings", "torch.utils.cpp_extension"):
+    for name in ("py.warnings", "torch.utils.cpp_extension", "torch.multiprocessing.spawn"):
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers[:] = False, [for_the_log]
     shown = warnings.showwarning

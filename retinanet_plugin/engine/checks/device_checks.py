@@ -79,7 +79,8 @@ def check_trained(model: Any) -> None:
     Raises:
         UserError: parameters of the backbone get no gradient from the levels of the head.
     """
-    backbone, used = getattr(model, "backbone", None), getattr(model, "head_in_features", None)
+    backbone = getattr(model, "backbone", None)
+    used = getattr(model, "in_features", None) or getattr(model, "head_in_features", None)
     if not isinstance(backbone, nn.Module) or not used:
         return
     parameters = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
@@ -98,7 +99,7 @@ def check_trained(model: Any) -> None:
         missing = ", ".join(name for name in features if name not in used)
         raise UserError(
             f"MODEL.RETINANET.IN_FEATURES is {list(used)}, with which {len(idle)} parameters of "
-            f"the backbone get no gradient ({idle[0]} is the first), and several processes would wait "
-            f"for it: add {missing or 'their levels'} with sizes of anchors, or train with "
+            f"the backbone get no gradient ({idle[0]} is the first): several processes would "
+            f"wait for it: add {missing or 'their levels'} with sizes of anchors, or train with "
             "--num-gpus 1"
         )
