@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer
-from retinanet_plugin.engine.checkpoints.weight_files import read_weights
+from retinanet_plugin.engine.checkpoints.weight_files import read_weights, write_weights
 from retinanet_plugin.engine.checks.startup_checks import check_weights, check_weights_fit
 from retinanet_plugin.errors import UserError
 
@@ -151,7 +151,7 @@ def test_pickles_of_numpy_1_and_2(content, tmp_path):
         assert read_weights(str(path))["model"]["w"].sum() in (2, 3)
 
 
-def test_other_files_of_pytorch(trained, state, new_model, save):
+def test_other_files_of_pytorch(trained, state, new_model, save, tmp_path):
     paths = [
         save(state, "bare.pth"),
         save({"model": state}, "old.pth", _use_new_zipfile_serialization=False),
@@ -159,7 +159,14 @@ def test_other_files_of_pytorch(trained, state, new_model, save):
         # What older checkpoints hold beside their weights.
         save({"model": state}, "run#1.pth"),
         save({"model": state, "best": np.float64(0.5), "seen": np.arange(3)}, "numpy.pth.tar"),
+        # What other programs call their weights.
+        save({"state_dict": state, "epoch": 3}, "mmdetection.pth"),
+        save({"model_state_dict": state, "optimizer_state_dict": {}}, "tutorial.pt"),
+        save({"ema": state}, "average.pth"),
+        save({"model": state, "ema": {"w": torch.zeros(2)}}, "both.pth"),
     ]
+    write_weights(str(tmp_path / "a.safetensors"), {"model": state})
+    paths.append(str((tmp_path / "a.safetensors").rename(tmp_path / "safetensors.pth")))
     for path in paths:
         model = new_model()
         Checkpointer(model).load(path)

@@ -20,6 +20,8 @@ logger = logging.getLogger("detectron2.checkpointer")
 
 # Beside the weights, what a file says about them; Safetensors keeps these as texts of JSON.
 NOTES = ("class_names", "preprocessing", "config", "versions", "__author__", "matching_heuristics")
+# What other programs call the weights in their checkpoints; Detectron2 says "model".
+_WEIGHTS = ("state_dict", "model_state_dict", "ema")
 _NOTE_TYPES = {"class_names": (list, tuple), "preprocessing": (dict,), "config": (str,)}
 
 
@@ -63,7 +65,9 @@ def checked_weights(content: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: its ``model`` holds something else than weights.
     """
-    checkpoint = content if "model" in content else {"model": content}
+    others = (name for name in _WEIGHTS if content.get(name) and isinstance(content[name], dict))
+    name = "model" if "model" in content else next(others, None)
+    checkpoint = {**content, "model": content[name]} if name else {"model": content}
     try:
         _check_arrays(checkpoint["model"])
     except UnreadableError as error:
@@ -114,10 +118,12 @@ def _local_file(path: str) -> str:
 
 
 def _read(path: str, suffix: str) -> dict[str, Any]:
-    if suffix == ".safetensors":
-        return _read_safetensors(path)
     with open_file(path) as file:
         start = file.read(64)
+    # A file of Safetensors may have another name: the length of its header, then JSON.
+    if suffix == ".safetensors" or start[8:9] == b"{":
+        check_start(start)
+        return _read_safetensors(path)
     if suffix == ".pkl" and not start.startswith(b"PK"):
         check_start(start)
         return _read_pickle(path)
@@ -126,8 +132,6 @@ def _read(path: str, suffix: str) -> dict[str, Any]:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    with open_file(path) as file:
-        check_start(file.read(64))
     library = _safetensors()
     try:
         with library.safe_open(path, framework="pt") as file:
