@@ -81,14 +81,14 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.COCO_JSON = []
     # An image that cannot be read is left out, counted and named, instead of ending the training.
     cfg.DATASETS.SKIP_BAD_IMAGES = False
-    # Training sees windows of this share of a resized image's width and height, each around a
-    # random one of its boxes; 0: whole images.
-    cfg.INPUT.BOX_CROP = 0.0
 
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # After each evaluation during training: the losses on DATASETS.TEST.
     cfg.TEST.VAL_LOSS = True
+    # After each evaluation during training: so many of the first test set's images, always the same
+    # ones, with truth and detections, for TensorBoard; 0: none.
+    cfg.TEST.NUM_PICTURES = 8
     # Training ends after so many evaluations in a row without a better AP; 0: never.
     cfg.TEST.EARLY_STOP_PATIENCE = 0
 

@@ -15,6 +15,7 @@ from retinanet_plugin.report.drawing import (
     draw_boxes,
     evenly_spread,
     new_figure,
+    pixels_of,
     save_figure,
     shortened,
     show_picture,
@@ -189,12 +190,6 @@ def test_regions_to_ignore_have_a_legend_where_there_are_some(tmp_path):
     assert drawn[1].legends[0].get_window_extent().y0 >= above
 
 
-def pixels(figure):
-    """(H, W, 3) of a figure."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
-
-
 @pytest.mark.parametrize(("width", "height"), [(100, 80), (50, 40), (2000, 1600)])
 def test_lines_are_where_the_box_is(width, height):
     """In a figure of 100 x 80 pixels, whatever size the picture has: pixel i is from i to i + 1."""
@@ -204,7 +199,7 @@ def test_lines_are_where_the_box_is(width, height):
     box = np.array([20, 10, 70, 60]) * width / 100
     thin = SKY_BLUE._replace(width=1.44, has_shadow=False)  # points: two pixels
     draw_boxes(axes, [box], ["hit"], [], {"hit": thin})
-    is_grey = (pixels(figure) == 200).all(axis=2)
+    is_grey = (pixels_of(figure) == 200).all(axis=2)
     expected = np.ones((80, 100), bool)
     expected[9:61, 19:71] = False  # both pixels that meet at an edge
     expected[11:59, 21:69] = True
@@ -217,7 +212,7 @@ def test_boxes_at_the_border_have_whole_lines():
     axes = add_axes(figure, 0.5, 0.4, 1, 0.8)
     show_picture(axes, np.full((80, 100, 3), 200, np.uint8))
     draw_boxes(axes, [(-30, -30, 130, 130)], ["hit"], [], {"hit": SKY_BLUE})
-    changed = (pixels(figure) < 190).any(axis=2)
+    changed = (pixels_of(figure) < 190).any(axis=2)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (37, 122, 47, 152)
 
@@ -229,7 +224,7 @@ def test_many_boxes_have_thinner_lines():
         axes = add_axes(figure, 0, 0, 1, 1)
         show_picture(axes, np.full((100, 100, 3), 200, np.uint8))
         draw_boxes(axes, [(20, 20, 80, 80)] * count, ["hit"] * count, [], {"hit": SKY_BLUE})
-        shares.append((pixels(figure) != 200).any(axis=2).mean())
+        shares.append((pixels_of(figure) != 200).any(axis=2).mean())
     assert shares[1] < 0.7 * shares[0]
 
 
@@ -256,7 +251,7 @@ def test_names_are_no_formulas(tmp_path):
     figure, unlabelled = draw_pairs([image], [[]], [r"$\frac{$ <b>"], score_thresh=0.5)
     assert unlabelled == 0
     assert [text.get_text() for text in figure.axes[0].texts] == [r"$\frac{$ <b>"]
-    pixels(figure)
+    pixels_of(figure)
 
 
 def test_a_file_that_is_no_picture_is_one_sentence(tmp_path):

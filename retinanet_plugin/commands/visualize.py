@@ -19,7 +19,7 @@ from ..data.checks import check_datasets, check_evaluator_type
 from ..engine import inference_folder
 from ..errors import UserError
 from ..report.drawing import evenly_spread, save_figure
-from ..report.pictures import draw_pairs
+from ..report.pictures import SCORE_THRESH, draw_pairs
 from .arguments import add_config_arguments, positive_number, read_config
 
 
@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="PNG", help="default: OUTPUT_DIR/detections.png")
     parser.add_argument("--num-images", type=positive_number, default=12, help="default: 12")
     parser.add_argument(
-        "--score-thresh", type=float, default=0.5, help="lowest score to draw (default: 0.5)"
+        "--score-thresh",
+        type=float,
+        default=SCORE_THRESH,
+        help=f"lowest score to draw (default: {SCORE_THRESH})",
     )
 
 

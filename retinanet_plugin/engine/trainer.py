@@ -33,6 +33,7 @@ from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
 from .resumable import ResumableTrainer
 from .signals import at_once
+from .tensorboard import ValidationPictures
 from .validation import DetectionCounter, bare_model, share_reached, validation_losses
 from .watch import EarlyStop, EvaluationHook, log_detections, log_losses
 
@@ -77,6 +78,7 @@ class Trainer(ResumableTrainer):
         self.checkpointer = Checkpointer(
             stock.model, stock.save_dir, cfg=self.cfg, **stock.checkpointables
         )
+        self._pictures = ValidationPictures(self.cfg)
         evaluation = EvaluationHook(
             self.cfg.TEST.EVAL_PERIOD,
             self._evaluate,
@@ -130,6 +132,7 @@ class Trainer(ResumableTrainer):
                     losses = validation_losses(self.cfg, model, name)
                     if losses:
                         log_losses(self.cfg, name, losses)
+            self._pictures.draw(bare_model(self.model))
         return self._last_eval_results
 
     @classmethod

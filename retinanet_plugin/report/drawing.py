@@ -159,6 +159,14 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
     return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
 
 
+def pixels_of(figure: Figure) -> np.ndarray:
+    """What a figure of :func:`new_figure` looks like: (H, W, 3) uint8, RGB."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def save_figure(figure: Figure, path: str) -> None:
     """Write a figure in the format that the file's name ends in, such as ``.png``.
 

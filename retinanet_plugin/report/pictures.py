@@ -34,6 +34,7 @@ STYLES = {
 }
 # What the legend has only where a picture has a region to ignore.
 IGNORED = ("region to ignore", "ignored")
+SCORE_THRESH = 0.5  # lowest score that is drawn, usually
 COLUMNS = 2  # most pairs of pictures in a row
 PICTURE_WIDTH = 3.3  # inches
 MOST_HEIGHT = 1.6 * PICTURE_WIDTH  # of a row: taller pictures become narrower

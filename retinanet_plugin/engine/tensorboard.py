@@ -1,0 +1,89 @@
+"""What TensorBoard shows beside Detectron2's scalars: detections on the same images, each time."""
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..data.loading.mapper import RetinaNetMapper
+from ..report.drawing import evenly_spread, pixels_of
+from ..report.pictures import SCORE_THRESH, draw_pairs
+
+logger = logging.getLogger("detectron2.watch")
+
+
+class ValidationPictures:
+    """Draws truth and detections of some images of the first test set into the event storage.
+
+    Hits, misses and false alarms are those of ``visualize``. A training is the same with and
+    without: the model is in evaluation meanwhile, and no random number is drawn.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: ``TEST.NUM_PICTURES`` images, spread over those that have boxes; 0: none.
+        """
+        self._cfg = cfg
+        self._is_on = cfg.TEST.NUM_PICTURES > 0 and len(cfg.DATASETS.TEST) > 0
+        self._images: list[dict[str, Any]] = []
+
+    def draw(self, model: nn.Module) -> None:
+        """Draw what the model finds now; of several processes, the first one does.
+
+        What fails is said once, and nothing is drawn from then on.
+
+        Args:
+            model: the bare model.
+        """
+        if not self._is_on or not comm.is_main_process():
+            return
+        name = self._cfg.DATASETS.TEST[0]
+        try:
+            self._images = self._images or self._choose(name)
+            if self._images:
+                self._draw(model, name)
+        except Exception as error:
+            self._is_on = False
+            logger.warning(
+                f"detections on {name} cannot be drawn for TensorBoard ({type(error).__name__}: "
+                f"{error}), and are left out from here on: the training goes on"
+            )
+
+    def _choose(self, name: str) -> list[dict[str, Any]]:
+        records = get_detection_dataset_dicts([name], filter_empty=False)
+        records = [record for record in records if record.get("annotations")]
+        return [records[i] for i in evenly_spread(len(records), self._cfg.TEST.NUM_PICTURES)]
+
+    def _draw(self, model: nn.Module, name: str) -> None:
+        found = self._detect(model)
+        if found:
+            images, detections = map(list, zip(*found))
+            classes = MetadataCatalog.get(name).thing_classes
+            figure, _ = draw_pairs(images, detections, classes, SCORE_THRESH)
+            pixels = pixels_of(figure).transpose(2, 0, 1)
+            get_event_storage().put_image(f"validation/{name}", pixels)
+
+    @torch.no_grad()
+    def _detect(self, model: nn.Module) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The images that can be read, each with its detections in COCO's format of results."""
+        mapper = RetinaNetMapper(self._cfg, is_train=False)
+        found = []
+        was_training = model.training
+        model.eval()
+        try:
+            for image in self._images:
+                sample = mapper(image)
+                if sample is None:  # DATASETS.SKIP_BAD_IMAGES
+                    continue
+                instances = model([sample])[0]["instances"].to("cpu")
+                found.append((image, instances_to_coco_json(instances, image["image_id"])))
+        finally:  # which Detectron2's inference_context does not do after an error
+            model.train(was_training)
+        return found
