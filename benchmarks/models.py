@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs
+from retinanet_plugin.head import Predictions
+from retinanet_plugin.matching import Targets
 
 R50 = "configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 OURS, STOCK, TORCHVISION = "retinanet_plugin", "Detectron2", "torchvision"
@@ -142,15 +144,19 @@ class Subject:
         model, instances = self.model, [x["instances"] for x in self.batch]
         anchors, logits, deltas = self.predictions()
         labels, boxes = model.label_anchors(anchors, instances)
-        # As each model's forward views (N, A*K, Hi, Wi): stock copies, this package does not.
-        view = permute_to_N_HWA_K if self.kind == STOCK else _split_anchors
 
         def run() -> None:
+            # As each model's forward views (N, A*K, Hi, Wi): stock copies, this package does not.
             leaves = [[x.detach().requires_grad_() for x in levels] for levels in (logits, deltas)]
-            pred_logits = [view(x, model.num_classes) for x in leaves[0]]
-            pred_deltas = [view(x, 4) for x in leaves[1]]
+            if self.kind == STOCK:
+                pred_logits = [permute_to_N_HWA_K(x, model.num_classes) for x in leaves[0]]
+                pred_deltas = [permute_to_N_HWA_K(x, 4) for x in leaves[1]]
+                arguments = anchors, pred_logits, labels, pred_deltas, boxes
+            else:
+                predictions = Predictions.of_head(leaves, model.num_classes)
+                arguments = anchors, predictions, Targets(labels, boxes)
             with self.autocast(), EventStorage():
-                losses = model.losses(anchors, pred_logits, labels, pred_deltas, boxes)
+                losses = model.losses(*arguments)
             sum(losses.values()).backward()
 
         return run
@@ -207,11 +213,6 @@ def make_matching(name: str, workload: Workload) -> Callable[[], Any]:
 
 def _has_graphs(cfg: CfgNode) -> bool:
     return cfg.MODEL.RETINANET.CUDA_GRAPH and cfg.MODEL.META_ARCHITECTURE == "ModularRetinaNet"
-
-
-def _split_anchors(x: Tensor, size: int) -> Tensor:
-    """(N, A*size, Hi, Wi) as (N, Hi, Wi, A, size)."""
-    return x.unflatten(1, (-1, size)).permute(0, 3, 4, 1, 2)
 
 
 @torch.no_grad()

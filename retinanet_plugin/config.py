@@ -18,6 +18,12 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet = cfg.MODEL.RETINANET
     # Parts, by their names in this package's registries.
     retinanet.HEAD_NAME = "RetinaNetHead"
+    # RetinaNetHead: a learned factor of each level's deltas; an IoU that is predicted for each
+    # anchor, learned by MODEL.RETINANET.IOU_LOSS_WEIGHT times its cross entropy, and multiplied
+    # into the scores.
+    retinanet.BOX_SCALES = False
+    retinanet.IOU_BRANCH = False
+    retinanet.IOU_LOSS_WEIGHT = 1.0
     retinanet.MATCHER_NAME = "IoUMatcher"
     retinanet.CLS_LOSS_NAME = "FocalLoss"
     # One alpha for each class instead of FOCAL_LOSS_ALPHA: a list, or "auto", from class counts.
@@ -37,6 +43,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.VARIFOCAL_GAMMA = 2.0
     # lambda, the weight of the box loss next to the classification loss.
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
+    # What weighs the box losses of foreground anchors, which are then divided by the sum of the
+    # weights: "none" (each 1, divided as the classification loss is), "quality" or "score".
+    retinanet.BBOX_REG_LOSS_WEIGHTING = "none"
     # About the MiB that a matcher may take next to its results (IoUMatcher on a GPU: per image).
     retinanet.MATCHER_MEMORY_MB = 16.0
     # IoUMatcher: a box that overlaps no anchor makes none foreground (stock: every one).
@@ -74,6 +83,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
 
     # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
     cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
+    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
+    # norms, "" leaves the norms that timm builds.
+    cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
     # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
     cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
 
@@ -81,6 +93,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.COCO_JSON = []
     # An image that cannot be read is left out, counted and named, instead of ending the training.
     cfg.DATASETS.SKIP_BAD_IMAGES = False
+    # Training sees windows of this share of a resized image's width and height, each around a
+    # random one of its boxes; 0: whole images.
+    cfg.INPUT.BOX_CROP = 0.0
 
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

@@ -1,6 +1,7 @@
 """From head outputs to detections: threshold, top-k, decoding, NMS."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class RetinaNetInference(nn.Module):
         pred_logits: list[Tensor],
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
+        pred_ious: list[Tensor] | None = None,
     ) -> list[Instances]:
         """
         Args:
@@ -86,6 +88,8 @@ class RetinaNetInference(nn.Module):
             pred_logits (list[Tensor]): of each level, (N, Hi, Wi, A, K).
             pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4).
             image_sizes (list[tuple[int, int]]): (height, width) of each image without padding.
+            pred_ious (list[Tensor] or None): of each level, logits (N, Hi, Wi, A) of the IoUs that
+                multiply the scores; None: nothing does.
 
         Returns:
             list[Instances]: of each image, with ``pred_boxes`` (absolute pixels of the padded
@@ -96,6 +100,7 @@ class RetinaNetInference(nn.Module):
                 anchors,
                 [logits[n] for logits in pred_logits],
                 [deltas[n] for deltas in pred_anchor_deltas],
+                [ious[n] for ious in pred_ious] if pred_ious else [None] * len(anchors),
                 image_size,
             )
             for n, image_size in enumerate(image_sizes)
@@ -106,9 +111,10 @@ class RetinaNetInference(nn.Module):
         anchors: list[Boxes],
         pred_logits: list[Tensor],
         pred_anchor_deltas: list[Tensor],
+        pred_ious: Sequence[Tensor | None],
         image_size: tuple[int, int],
     ) -> Instances:
-        levels = zip(anchors, pred_logits, pred_anchor_deltas)
+        levels = zip(anchors, pred_logits, pred_anchor_deltas, pred_ious)
         candidates = [self._candidates_of_level(*level) for level in levels]
         boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
         keep = batched_nms(boxes, scores, classes, self.nms_thresh)
@@ -124,12 +130,14 @@ class RetinaNetInference(nn.Module):
         )
 
     def _candidates_of_level(
-        self, anchors: Boxes, logits: Tensor, deltas: Tensor
+        self, anchors: Boxes, logits: Tensor, deltas: Tensor, ious: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
         num_anchors = logits.shape[-2]
         index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
         scores = logits[index].float().sigmoid_()
+        if ious is not None:
+            scores = scores * ious[index[:3]].float().sigmoid()
         (above,) = (scores > self.score_thresh).nonzero(as_tuple=True)
         scores, best = best_scores(scores[above], self.topk_candidates)
         best = above[best]

@@ -20,13 +20,27 @@ from torch import Tensor, nn
 
 from .compat import batch_images, log_scalar
 from .eager import is_transformed
-from .errors import registered
+from .errors import UserError, registered
 from .execution import Execution
 from .execution.transfer import instances_to_device, tensor_to_device
-from .head import RETINANET_HEAD_REGISTRY, split_anchors
+from .head import RETINANET_HEAD_REGISTRY, Predictions
 from .inference import RetinaNetInference
-from .losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, foreground_box_loss
-from .losses.reduction import FIRST_LOSS_NORMALIZER, class_loss_of_levels, next_loss_normalizer
+from .losses import (
+    BOX_LOSS_REGISTRY,
+    CLS_LOSS_REGISTRY,
+    foreground_box_loss,
+    iou_branch_loss,
+    iou_qualities,
+)
+from .losses.reduction import (
+    FIRST_LOSS_NORMALIZER,
+    LossSum,
+    box_loss_weights,
+    check_box_weighting,
+    class_loss_of_levels,
+    needs_qualities,
+    next_loss_normalizer,
+)
 from .matching import (
     MATCHER_REGISTRY,
     Targets,
@@ -69,6 +83,9 @@ class ModularRetinaNet(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         box_loss_weight: float = 1.0,
+        box_loss_weighting: str = "none",
+        iou_loss_weight: float = 1.0,
+        box_reg_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         ignore_ioa_thresh: float = 0.0,
         vis_period: int = 0,
         input_format: str = "BGR",
@@ -87,6 +104,10 @@ class ModularRetinaNet(nn.Module):
             in_features (list[str]): names of the backbone's features that the head reads.
             pixel_mean, pixel_std (list[float]): of each channel, to normalise images with.
             box_loss_weight (float): lambda.
+            box_loss_weighting (str): see :func:`retinanet_plugin.losses.box_loss_weights`.
+            iou_loss_weight (float): of the loss of a head's IoU branch.
+            box_reg_weights (list[float]): four factors, of dx, dy, dw, dh, as in Detectron2's
+                ``Box2BoxTransform``, for the IoUs of predicted boxes.
             ignore_ioa_thresh (float): share of a background anchor's area from which on a region
                 to ignore that covers it keeps it from being background; 0: none does.
             vis_period (int): iterations between pictures of truth and detections in the event
@@ -107,6 +128,9 @@ class ModularRetinaNet(nn.Module):
         self.num_classes = num_classes
         self.in_features = list(in_features)
         self.box_loss_weight = box_loss_weight
+        self.box_loss_weighting = check_box_weighting(box_loss_weighting)
+        self.iou_loss_weight = iou_loss_weight
+        self.box_reg_weights = tuple(box_reg_weights)
         self.ignore_ioa_thresh = ignore_ioa_thresh
         self.vis_period = vis_period
         self.input_format = input_format
@@ -141,6 +165,9 @@ class ModularRetinaNet(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "box_loss_weight": retinanet.BBOX_REG_LOSS_WEIGHT,
+            "box_loss_weighting": retinanet.BBOX_REG_LOSS_WEIGHTING,
+            "iou_loss_weight": retinanet.IOU_LOSS_WEIGHT,
+            "box_reg_weights": retinanet.BBOX_REG_WEIGHTS,
             "ignore_ioa_thresh": retinanet.IGNORE_IOA_THRESH,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
@@ -171,61 +198,48 @@ class ModularRetinaNet(nn.Module):
             ValueError: in training, an image has no ``instances``.
         """
         images = self.preprocess_image(batched_inputs)
-        features, pred_logits, pred_anchor_deltas = self.backbone_and_head(images.tensor)
+        features, predictions = self.backbone_and_head(images.tensor)
         anchors = self.anchor_generator(features)
         if self.training:
             if self.draws():
-                self._draw(batched_inputs, images, anchors, pred_logits, pred_anchor_deltas)
-            targets = self.matching(batched_inputs, anchors, pred_logits, pred_anchor_deltas)
+                self._draw(batched_inputs, images, anchors, predictions)
+            targets = self.matching(batched_inputs, anchors, predictions)
             self._log_foreground(targets.gt_labels)
-            return self.losses(
-                anchors,
-                pred_logits,
-                targets.gt_labels,
-                pred_anchor_deltas,
-                targets.matched_gt_boxes,
-            )
-        detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+            return self.losses(anchors, predictions, targets)
+        detections = self.inference(
+            anchors, *predictions[:2], images.image_sizes, predictions.pred_ious
+        )
         return [
             {"instances": detector_postprocess(found, x.get("height", h), x.get("width", w))}
             for found, x, (h, w) in zip(detections, batched_inputs, images.image_sizes)
         ]
 
-    def backbone_and_head(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def backbone_and_head(self, images: Tensor) -> tuple[list[Tensor], Predictions]:
         """Run both as ``execution`` says.
 
         Args:
             images (Tensor): (N, 3, H, W), normalised and padded.
 
         Returns:
-            of each level, features (N, C, Hi, Wi), logits (N, Hi, Wi, A, K) and deltas
-            (N, Hi, Wi, A, 4).
+            of each level, features (N, C, Hi, Wi); and what the head predicts.
         """
         with self.execution.context(images, self.backbone, self.head) as pixels:
             features = self.backbone(pixels)
             features = [features[name] for name in self.in_features]
-            pred_logits, pred_anchor_deltas = self.head(features)
-        return (
-            features,
-            [split_anchors(level, self.num_classes) for level in pred_logits],
-            [split_anchors(level, 4) for level in pred_anchor_deltas],
-        )
+            outputs = self.head(features)
+        return features, Predictions.of_head(outputs, self.num_classes)
 
     def matching(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
+        self, batched_inputs: list[dict[str, Any]], anchors: list[Boxes], predictions: Predictions
     ) -> Targets:
         """What each anchor of a batch is to learn, with regions to ignore.
 
         Args:
             batched_inputs (list[dict]): as in training, see :meth:`forward`.
-            anchors, pred_logits, pred_anchor_deltas: see :meth:`match`.
+            anchors, predictions: see :meth:`match`.
         """
         gt_instances = self.ground_truth(batched_inputs)
-        targets = self.match(anchors, gt_instances, pred_logits, pred_anchor_deltas)
+        targets = self.match(anchors, gt_instances, predictions)
         regions = self.regions_to_ignore(batched_inputs)
         gt_labels = self.without_ignored(targets.gt_labels, anchors, regions)
         return targets._replace(gt_labels=gt_labels)
@@ -243,27 +257,20 @@ class ModularRetinaNet(nn.Module):
 
     @torch.no_grad()
     def match(
-        self,
-        anchors: list[Boxes],
-        gt_instances: list[Instances],
-        pred_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
+        self, anchors: list[Boxes], gt_instances: list[Instances], predictions: Predictions
     ) -> Targets:
         """What each anchor is to learn.
 
         Args:
             anchors (list[Boxes]): of each level, Hi*Wi*A anchors.
             gt_instances (list[Instances]): N images with ``gt_boxes`` and ``gt_classes``.
-            pred_logits (list[Tensor]): of each level, (N, Hi, Wi, A, K).
-            pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4). A matcher that
-                asks for predictions (``needs_predictions``) gets both, without gradient.
+            predictions (Predictions): a matcher that asks for them (``needs_predictions``) gets
+                logits and deltas, without gradient.
         """
         if not getattr(self.matcher, "needs_predictions", False):
             return Targets(*self.label_anchors(anchors, gt_instances))
-        predictions = (
-            [level.detach() for level in levels] for levels in (pred_logits, pred_anchor_deltas)
-        )
-        found = self.matcher(anchors, gt_instances, *predictions)
+        logits_and_deltas = ([level.detach() for level in levels] for levels in predictions[:2])
+        found = self.matcher(anchors, gt_instances, *logits_and_deltas)
         return checked_targets(found, anchors, gt_instances)
 
     @torch.no_grad()
@@ -285,6 +292,11 @@ class ModularRetinaNet(nn.Module):
         """
         check_gt_classes(gt_instances, self.num_classes)
         targets = checked_targets(self.matcher(anchors, gt_instances), anchors, gt_instances)
+        if targets.gt_qualities is not None:
+            raise UserError(
+                f"{type(self.matcher).__name__} gives gt_qualities but does not ask for "
+                "predictions, so nothing would read them: set needs_predictions = True in its class"
+            )
         return targets.gt_labels, targets.matched_gt_boxes
 
     def regions_to_ignore(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
@@ -304,44 +316,72 @@ class ModularRetinaNet(nn.Module):
         return ignore_covered(gt_labels, anchors, regions, self.ignore_ioa_thresh, self.num_classes)
 
     def losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: Tensor,
-        pred_anchor_deltas: list[Tensor],
-        matched_gt_boxes: Tensor,
+        self, anchors: list[Boxes], predictions: Predictions, targets: Targets
     ) -> dict[str, Tensor]:
-        """Both losses, divided by the moving average of the number of foreground anchors.
-
-        Args:
-            anchors (list[Boxes]): of each level, Hi*Wi*A anchors.
-            pred_logits (list[Tensor]): of each level, (N, Hi, Wi, A, K).
-            gt_labels (Tensor): (N, R).
-            pred_anchor_deltas (list[Tensor]): of each level, (N, Hi, Wi, A, 4).
-            matched_gt_boxes (Tensor): (N, R, 4).
+        """:meth:`summed_losses`, divided by the moving average of the number of foreground anchors
+        or, where that is the loss's own weight, by its sum over the batch.
 
         Returns:
-            dict[str, Tensor]: ``loss_cls`` and ``loss_box_reg``, float32 scalars.
+            dict[str, Tensor]: ``loss_cls``, ``loss_box_reg``, and ``loss_iou`` of a head with an
+            IoU branch; float32 scalars.
+        """
+        sums, num_foreground = self.summed_losses(anchors, predictions, targets)
+        normalizer = self._update_loss_normalizer(num_foreground)
+        return {
+            # A sum of weights below 1 counts as 1, as in GFL's code.
+            name: value / (normalizer if weight is None else weight.clamp(min=1))
+            for name, (value, weight) in sums.items()
+        }
+
+    def summed_losses(
+        self, anchors: list[Boxes], predictions: Predictions, targets: Targets
+    ) -> tuple[dict[str, LossSum], Tensor]:
+        """
+        Args:
+            anchors (list[Boxes]): of each level, Hi*Wi*A anchors.
+            predictions (Predictions): for them.
+            targets (Targets): what they are to learn.
+
+        Returns:
+            each loss as a sum over the batch; and the number of its foreground anchors, (), or,
+            where a matcher gives qualities, their sum (TOOD, arXiv 2108.07755, section 3.2.2).
 
         Raises:
             UserError: a loss does not return what it is to return.
         """
-        loss_cls = class_loss_of_levels(self.cls_loss, pred_logits, gt_labels, anchors)
+        gt_labels, matched_gt_boxes, gt_qualities = targets
         foreground = self.is_foreground(gt_labels)
-        loss_box_reg = foreground_box_loss(
-            self.box_loss,
-            foreground,
-            pred_anchor_deltas,
-            anchors,
-            matched_gt_boxes,
-            # On a GPU, all anchors in fixed shapes, for which nothing has to be waited for.
-            masked=gt_labels.device.type != "cpu",
+        # On a GPU, all anchors in fixed shapes, for which nothing has to be waited for.
+        rows = foreground, predictions.pred_anchor_deltas, anchors, matched_gt_boxes
+        masked = gt_labels.device.type != "cpu"
+        ious = (
+            iou_qualities(*rows, self.box_reg_weights, masked=masked)
+            if self._needs_ious(predictions, targets)
+            else None
         )
-        normalizer = self._update_loss_normalizer(foreground.sum())
-        return {
-            "loss_cls": loss_cls / normalizer,
-            "loss_box_reg": loss_box_reg * self.box_loss_weight / normalizer,
+        qualities = ious if gt_qualities is None else gt_qualities
+
+        logits = predictions.pred_logits
+        loss_cls = class_loss_of_levels(self.cls_loss, logits, gt_labels, anchors, qualities)
+        weights = box_loss_weights(self.box_loss_weighting, logits, qualities)
+        loss_box = foreground_box_loss(self.box_loss, *rows, masked=masked, weights=weights)
+        sums = {
+            "loss_cls": LossSum(loss_cls),
+            "loss_box_reg": LossSum(
+                loss_box * self.box_loss_weight,
+                None if weights is None else weights.where(foreground, 0).sum(),
+            ),
         }
+        if predictions.pred_ious is not None and ious is not None:
+            loss_iou = iou_branch_loss(predictions.pred_ious, ious, foreground)
+            sums["loss_iou"] = LossSum(loss_iou * self.iou_loss_weight)
+        if gt_qualities is None:
+            return sums, foreground.sum()
+        return sums, gt_qualities.where(foreground, 0).sum()
+
+    def _needs_ious(self, predictions: Predictions, targets: Targets) -> bool:
+        needs_soft = needs_qualities(self.cls_loss) or self.box_loss_weighting == "quality"
+        return predictions.pred_ious is not None or (needs_soft and targets.gt_qualities is None)
 
     def draws(self) -> bool:
         """Whether a forward of this iteration puts pictures into the event storage."""
@@ -353,10 +393,11 @@ class ModularRetinaNet(nn.Module):
         batched_inputs: list[dict[str, Any]],
         images: ImageList,
         anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
+        predictions: Predictions,
     ) -> None:
-        detections = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+        detections = self.inference(
+            anchors, *predictions[:2], images.image_sizes, predictions.pred_ious
+        )
         # Stock's method reads nothing of a model but its input_format.
         RetinaNet.visualize_training(self, batched_inputs, detections)
 

@@ -26,7 +26,7 @@ from retinanet_plugin.execution.cuda_graphs import (
     TrainingStep,
     check_cuda_graphs,
 )
-from retinanet_plugin.head import split_anchors
+from retinanet_plugin.head import Predictions
 from retinanet_plugin.losses import foreground_box_loss
 from retinanet_plugin.matching import padded_truth
 
@@ -36,7 +36,7 @@ def _in_fixed_shapes(monkeypatch):
     """On a CPU, too, the box loss takes all anchors under a mask, as it does on a GPU."""
     monkeypatch.setattr(
         "retinanet_plugin.meta_arch.foreground_box_loss",
-        lambda *args, masked: foreground_box_loss(*args, masked=True),
+        lambda *args, masked, weights: foreground_box_loss(*args, masked=True, weights=weights),
     )
 
 
@@ -45,15 +45,10 @@ def padded_batch(model, batch):
 
 
 def predict(model, images):
-    """Anchors, logits and deltas of all levels."""
+    """Anchors, and what the head predicts for them."""
     features = model.backbone(images)
     features = [features[name] for name in model.in_features]
-    logits, deltas = model.head(features)
-    return (
-        model.anchor_generator(features),
-        [split_anchors(level, 5) for level in logits],
-        [split_anchors(level, 4) for level in deltas],
-    )
+    return model.anchor_generator(features), Predictions.of_head(model.head(features), 5)
 
 
 # ------------------------------------------------------------------ nothing waits
@@ -114,10 +109,9 @@ def test_the_model_takes_this_form_on_a_gpu(small_cfg):
             Instances((64, 64), gt_boxes=Boxes(some), gt_classes=labels[:3])
             for some, labels in zip(boxes[:, :3], classes)
         ]
-        anchors, pred_logits, pred_anchor_deltas = predict(model, images)
-        targets = model.match(anchors, truth, pred_logits, pred_anchor_deltas)
-        arguments = anchors, pred_logits, targets[0], pred_anchor_deltas, targets[1]
-        assert set(model.losses(*arguments)) == {"loss_cls", "loss_box_reg"}
+        anchors, predictions = predict(model, images)
+        targets = model.match(anchors, truth, predictions)
+        assert set(model.losses(anchors, predictions, targets)) == {"loss_cls", "loss_box_reg"}
         # Reading a number for the log, which waits, is left to every 20th iteration.
         log_scalar("count", lambda: targets[0].sum(), model.device)
         assert "count" not in storage.latest()
@@ -384,14 +378,13 @@ def test_a_gpu_gives_the_cpus_losses_and_gradients(small_cfg):
 def test_matching_and_losses_never_wait(small_cfg):
     model, batch = build_model(small_cfg).cuda(), make_batch(5)
     model(batch)  # the first call builds kernels
-    anchors, logits, deltas = predict(model, model.preprocess_image(batch).tensor)
+    anchors, predictions = predict(model, model.preprocess_image(batch).tensor)
     truth = model.ground_truth(batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        targets = model.match(anchors, truth, logits, deltas)
-        losses = model.losses(anchors, logits, targets.gt_labels, deltas, targets.matched_gt_boxes)
-        sum(losses.values()).backward()
+        targets = model.match(anchors, truth, predictions)
+        sum(model.losses(anchors, predictions, targets).values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from retinanet_plugin import MATCHER_REGISTRY, UserError
 from retinanet_plugin.execution.cuda_graphs import CudaGraphs, TrainingStep
-from retinanet_plugin.head import split_anchors
+from retinanet_plugin.head import Predictions
 from retinanet_plugin.matching import (
     Targets,
     ignore_covered,
@@ -159,13 +159,14 @@ def labels_and_gradients(model, batch):
     features = model.backbone(model.preprocess_image(batch).tensor)
     features = [features[name] for name in model.in_features]
     logits, deltas = (
-        [split_anchors(level, size).detach().requires_grad_() for level in levels]
-        for levels, size in zip(model.head(features), (K, 4))
+        [level.detach().requires_grad_() for level in levels]
+        for levels in Predictions.of_head(model.head(features), K)[:2]
     )
+    predictions = Predictions(logits, deltas)
     anchors = model.anchor_generator(features)
-    targets = model.match(anchors, model.ground_truth(batch), logits, deltas)
+    targets = model.match(anchors, model.ground_truth(batch), predictions)
     labels = model.without_ignored(targets.gt_labels, anchors, model.regions_to_ignore(batch))
-    losses = model.losses(anchors, logits, labels, deltas, targets.matched_gt_boxes)
+    losses = model.losses(anchors, predictions, targets._replace(gt_labels=labels))
     sum(losses.values()).backward()
     gradients = (torch.cat([x.grad.flatten(1, 3) for x in part], 1) for part in (logits, deltas))
     return labels, *gradients

@@ -19,6 +19,8 @@ from ..data.resized_boxes import resized_boxes
 from ..execution.cuda_graphs import CudaGraphs
 from ..meta_arch import ModularRetinaNet
 
+_WEIGHT = "weight of "
+
 
 class DetectionCounter(DatasetEvaluator):
     """Counts detections and finds the top score; it adds nothing to the results."""
@@ -87,35 +89,35 @@ def validation_losses(cfg: CfgNode, model: ModularRetinaNet, dataset_name: str) 
     mapper = RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
     loader = build_test_loader(cfg, dataset_name, mapper)
     sums: Counter[str] = Counter()
-    num_foreground = 0
     with inference_context(model):
         for inputs in loader:
-            losses, count = _summed_losses(model, inputs)
-            sums.update(losses)
-            num_foreground += count
-    found = comm.all_gather((sums, num_foreground))
-    total = max(1, sum(count for _, count in found))
+            sums.update(_summed_losses(model, inputs))
+    totals: Counter[str] = Counter()
+    for of_process in comm.all_gather(sums):
+        totals.update(of_process)
     means = {
-        f"val_{name}": sum(losses[name] for losses, _ in found) / total
-        for name in {name: None for losses, _ in found for name in losses}
+        f"val_{name}": totals[name] / max(1.0, totals[_WEIGHT + name])
+        for name in totals
+        if not name.startswith(_WEIGHT)
     }
     return {"val_total_loss": sum(means.values()), **means}
 
 
-def _summed_losses(
-    model: ModularRetinaNet, inputs: list[dict[str, Any]]
-) -> tuple[dict[str, float], int]:
-    """The losses of a batch, summed over its anchors, and how many of these are foreground.
+def _summed_losses(model: ModularRetinaNet, inputs: list[dict[str, Any]]) -> dict[str, float]:
+    """The losses of a batch, summed over its anchors, and what each is to be divided by.
 
     As ``forward`` in training, but of a model in evaluation: there that returns detections.
     """
     images = model.preprocess_image(inputs)
-    features, pred_logits, pred_anchor_deltas = model.backbone_and_head(images.tensor)
+    features, predictions = model.backbone_and_head(images.tensor)
     anchors = model.anchor_generator(features)
-    targets = model.matching(inputs, anchors, pred_logits, pred_anchor_deltas)
-    losses = model.losses(
-        anchors, pred_logits, targets.gt_labels, pred_anchor_deltas, targets.matched_gt_boxes
-    )
-    normalizer = float(model.loss_normalizer)  # which evaluation leaves as it is
-    num_foreground = int(model.is_foreground(targets.gt_labels).sum())
-    return {name: float(loss) * normalizer for name, loss in losses.items()}, num_foreground
+    targets = model.matching(inputs, anchors, predictions)
+    losses, num_foreground = model.summed_losses(anchors, predictions, targets)
+    return {
+        key: float(number)
+        for name, (value, weight) in losses.items()
+        for key, number in (
+            (name, value),
+            (_WEIGHT + name, num_foreground if weight is None else weight),
+        )
+    }

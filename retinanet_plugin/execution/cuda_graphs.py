@@ -9,6 +9,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..losses.reduction import LOSS_NAMES
 from ..matching import padded_regions, padded_truth
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TrainingStep(nn.Module):
         gt_boxes: Tensor,
         gt_classes: Tensor,
         ignore_boxes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """
         Args:
             images (Tensor): (N, 3, H, W), normalised and padded, of one size in all calls.
@@ -65,22 +66,17 @@ class TrainingStep(nn.Module):
                 ignore.
 
         Returns:
-            tuple[Tensor, Tensor]: loss_cls and loss_box_reg.
+            tuple[Tensor, ...]: the losses in the order of ``LOSS_NAMES``.
         """
         model = self.model
-        features, pred_logits, pred_anchor_deltas = model.backbone_and_head(images)
+        features, predictions = model.backbone_and_head(images)
         if self.anchors is None:
             self.anchors = model.anchor_generator(features)
         targets = model.matcher.match_padded(self.anchors, gt_boxes, gt_classes)
         regions = [] if ignore_boxes is None else list(ignore_boxes)
-        losses = model.losses(
-            self.anchors,
-            pred_logits,
-            model.without_ignored(targets.gt_labels, self.anchors, regions),
-            pred_anchor_deltas,
-            targets.matched_gt_boxes,
-        )
-        return losses["loss_cls"], losses["loss_box_reg"]
+        gt_labels = model.without_ignored(targets.gt_labels, self.anchors, regions)
+        losses = model.losses(self.anchors, predictions, targets._replace(gt_labels=gt_labels))
+        return tuple(losses[name] for name in LOSS_NAMES if name in losses)
 
 
 class CudaGraphs(nn.Module):
@@ -143,7 +139,7 @@ class CudaGraphs(nn.Module):
         truth = padded_truth(model.ground_truth(batched_inputs))
         regions = model.regions_to_ignore(batched_inputs)
         losses = self._step(images, *truth, *([padded_regions(regions)] if regions else []))
-        return dict(zip(("loss_cls", "loss_box_reg"), losses))
+        return dict(zip(LOSS_NAMES, losses))
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
         device = batch[0].device.type

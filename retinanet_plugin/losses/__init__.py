@@ -2,7 +2,7 @@
 
 from .box_losses import BOX_LOSS_REGISTRY, IoUBoxLoss, SmoothL1BoxLoss
 from .dense_sigmoid import dense_sigmoid_loss
-from .foreground import foreground_box_loss, iou_qualities
+from .foreground import foreground_box_loss, iou_branch_loss, iou_qualities
 from .iou_losses import ciou_loss, diou_loss, giou_loss
 from .ohem_loss import OHEMLoss
 from .quality_losses import QualityFocalLoss, QualityLoss, VarifocalLoss
@@ -35,6 +35,7 @@ __all__ = [
     "diou_loss",
     "foreground_box_loss",
     "giou_loss",
+    "iou_branch_loss",
     "iou_qualities",
     "sigmoid_focal_loss",
 ]

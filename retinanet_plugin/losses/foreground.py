@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes
 from torch import Tensor
 
@@ -89,6 +90,19 @@ def iou_qualities(
         else:
             qualities.append(iou.new_zeros(is_fg.shape).masked_scatter_(is_fg, iou))
     return torch.cat(qualities, dim=1)
+
+
+def iou_branch_loss(pred_ious: list[Tensor], ious: Tensor, foreground: Tensor) -> Tensor:
+    """Sum of the cross entropies of foreground anchors' predicted IoUs (arXiv 1912.05992, eq. 2).
+
+    Args:
+        pred_ious: of each level, logits (N, Hi, Wi, A).
+        ious: (N, R), of :func:`iou_qualities`.
+        foreground: (N, R), bool.
+    """
+    logits = torch.cat([level.flatten(1) for level in pred_ious], dim=1)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), ious.float(), reduction="none")
+    return losses.masked_fill(~foreground, 0).sum()
 
 
 def _rows_of_levels(

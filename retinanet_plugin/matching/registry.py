@@ -19,7 +19,8 @@ attributes of the class say what else it wants or can do; both are False where t
 
 - needs_predictions (bool): it is called as
   ``matcher(anchors, gt_instances, pred_logits, pred_anchor_deltas)``, where the latter are lists
-  of a tensor (N, Hi, Wi, A, K) and (N, Hi, Wi, A, 4) of each level, detached.
+  of a tensor (N, Hi, Wi, A, K) and (N, Hi, Wi, A, 4) of each level, detached. Only such a matcher
+  may give ``gt_qualities``.
 - fixed_shapes (bool): a CUDA graph can hold it. It has a method
   ``match_padded(anchors, gt_boxes, gt_classes)`` that gives the same from ground truth in the form
   of :func:`retinanet_plugin.matching.padded_truth`, and in it no operation reads a value or has a

@@ -40,9 +40,17 @@ def checked_targets(found: Any, anchors: list[Boxes], gt_instances: list[Instanc
         and found[0].shape == shape
         and found[1].shape == (*shape, 4)
         and not (found[0].is_floating_point() or found[0].dtype == torch.bool)
+        and (len(found) == 2 or _are_qualities(found[2], shape))
     ):
         return Targets(*found)
     raise UserError(
         f"the matcher returns {described(found)}: return gt_labels of shape {shape}, int64, and "
-        f"matched_gt_boxes of shape {(*shape, 4)}"
+        f"matched_gt_boxes of shape {(*shape, 4)}, and, optional, gt_qualities of shape {shape}, "
+        "float32"
+    )
+
+
+def _are_qualities(found: Any, shape: tuple[int, ...]) -> bool:
+    return found is None or (
+        isinstance(found, Tensor) and found.shape == shape and found.is_floating_point()
     )
