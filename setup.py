@@ -21,7 +21,7 @@ setup(
     packages=find_packages(include=["retinanet_plugin", "retinanet_plugin.*"]),
     package_data={"retinanet_plugin": ["py.typed", "report/*.html"]},
     python_requires=">=3.10",
-    # Each is a requirement of Detectron2 or PyTorch as well, so that nothing new arrives with this package.
+    # Each is a requirement of Detectron2 or PyTorch as well: nothing new arrives with this package.
     install_requires=[
         "fvcore",  # box losses, registries
         "pyyaml",  # errors in config files

@@ -123,7 +123,7 @@ def test_sheet():
 @pytest.mark.parametrize("shape", [(40, 40), (20, 400), (400, 20), (2000, 3000)])
 def test_nothing_of_a_sheet_is_cut_off(count, shape):
     """Pictures, captions and legend are inside the figure, and no caption is on a picture."""
-    image = seen(picture=np.zeros((*shape, 3), np.uint8), file_name="x" * 300 + ".jpg")
+    image = seen(picture=np.zeros((*shape, 3), np.uint8), file_name="W" * 300 + ".jpg")
     figure = draw_contact_sheet([image] * count, ["cat" * 40, "dog"])
     figure.draw_without_rendering()
     frame = figure.bbox

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.structures import BoxMode
+from matplotlib import font_manager
 
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.report import pictures
@@ -19,6 +20,7 @@ from retinanet_plugin.report.drawing import (
     save_figure,
     shortened,
     show_picture,
+    text_options,
 )
 from retinanet_plugin.report.label_places import place_labels
 from retinanet_plugin.report.matches import in_regions, match_detections
@@ -252,6 +254,13 @@ def test_names_are_no_formulas(tmp_path):
     assert unlabelled == 0
     assert [text.get_text() for text in figure.axes[0].texts] == [r"$\frac{$ <b>"]
     pixels_of(figure)
+
+
+def test_fonts_are_those_that_are_here():
+    """Another one would be a warning for each text."""
+    families = text_options()["fontfamily"]
+    assert families[0] == "DejaVu Sans"
+    assert set(families) <= set(font_manager.get_font_names())
 
 
 def test_a_file_that_is_no_picture_is_one_sentence(tmp_path):

@@ -8,6 +8,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from .drawing import (
+    DPI,
     FONT_SIZE,
     REGION,
     SKY_BLUE,
@@ -20,6 +21,7 @@ from .drawing import (
     outline,
     shortened,
     show_picture,
+    text_options,
 )
 from .seen_images import SeenImage
 
@@ -60,10 +62,7 @@ def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) 
             axes.set_anchor("SW")  # beside its caption
             show_picture(axes, image.picture)
             _draw(axes, image, names)
-            place = {"x": left / width, "y": (bottom - 0.05) / figure.get_size_inches()[1]}
-            figure.text(
-                **place, s=_caption(image), va="top", fontsize=FONT_SIZE - 1, parse_math=False
-            )
+            _write_caption(figure, image, left, bottom - 0.05)
         bottom -= CAPTION + GAP
     return figure
 
@@ -107,13 +106,24 @@ def _draw(axes: Axes, image: SeenImage, names: list[str]) -> None:
     )
 
 
-def _caption(image: SeenImage) -> str:
-    """Three lines: the file; size and boxes; anchors."""
+def _write_caption(figure: Figure, image: SeenImage, left: float, top: float) -> None:
+    """At a place in inches; the file's name is shortened until it is as narrow as the picture."""
+    width, height = figure.get_size_inches()
+    options = {"va": "top", **text_options(FONT_SIZE - 1)}
+    text = figure.text(left / width, top / height, "", **options)
+    for most in range(48, 0, -4):
+        text.set_text(_caption(image, most))
+        if text.get_window_extent().width <= DPI * WIDTH:
+            break
+
+
+def _caption(image: SeenImage, most: int) -> str:
+    """Three lines: the file, in ``most`` characters; size and boxes; anchors."""
     height, width = image.picture.shape[:2]
     parts = [f"{width} x {height} px", _count(len(image.boxes), "box", "boxes")]
     if len(image.regions):
         parts.append(_count(len(image.regions), "region to ignore", "regions to ignore"))
-    name = shortened(os.path.basename(image.file_name), 48)
+    name = shortened(os.path.basename(image.file_name), most)
     return "\n".join([name, ", ".join(parts), _anchors(image)])
 
 

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
@@ -24,6 +26,8 @@ MOST_CHARACTERS = 28  # of a class name in a picture
 # More boxes than this in a picture have thinner lines, and labels of all take this share of it.
 MANY_BOXES = 40
 ROOM_FOR_LABELS = 0.25
+# Fonts with Chinese, Japanese and Korean letters, of which Matplotlib brings none.
+_EAST_ASIAN_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "SimHei")
 
 
 class Style(NamedTuple):
@@ -125,6 +129,11 @@ def draw_boxes(
     return places.count(None)
 
 
+def text_options(size: float = FONT_SIZE) -> dict[str, Any]:
+    """Of Matplotlib's texts that show names, in which nothing is a formula."""
+    return {"fontsize": size, "fontfamily": _font_families(), "parse_math": False}
+
+
 def outline(box: np.ndarray) -> list[tuple[float, float]]:
     """The four corners of a box (x1, y1, x2, y2), in turn."""
     x1, y1, x2, y2 = box.tolist()
@@ -183,6 +192,12 @@ def save_figure(figure: Figure, path: str) -> None:
     write_whole_file(path, lambda file: figure.savefig(file, dpi=DPI, format=file_type))
 
 
+@cache
+def _font_families() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(font for font in _EAST_ASIAN_FONTS if font in installed)]
+
+
 def _strokes(kind: str, styles: Mapping[str, Style], thickness: float = 1) -> list[dict[str, Any]]:
     """How the line of a box is drawn: black, and its own colour over the black of all boxes.
 
@@ -208,7 +223,7 @@ def _label_size(axes: Axes, label: str) -> tuple[float, float]:
     """Width and height of a label, its margin included, in pixels of the picture in ``axes``."""
     axes.apply_aspect()  # settles the scale, pixels of the picture for one of the figure
     scale = axes.images[0].get_extent()[1] / axes.get_window_extent().width
-    text = axes.text(0, 0, label, fontsize=FONT_SIZE, parse_math=False)
+    text = axes.text(0, 0, label, **text_options())
     extent = text.get_window_extent()
     text.remove()
     return scale * (extent.width + 6), scale * (extent.height + 4)
@@ -216,9 +231,7 @@ def _label_size(axes: Axes, label: str) -> tuple[float, float]:
 
 def _draw_label(axes: Axes, place: tuple[float, ...], colour: str, label: str) -> None:
     x1, y1, x2, y2 = place
-    patch = Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=colour, edgecolor="black", zorder=10)
+    patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fc=colour, ec="black", zorder=10, clip_on=False)
     axes.add_artist(patch)
     middle = ((x1 + x2) / 2, (y1 + y2) / 2)
-    axes.text(
-        *middle, label, fontsize=FONT_SIZE, ha="center", va="center", zorder=11, parse_math=False
-    )
+    axes.text(*middle, label, ha="center", va="center", zorder=11, **text_options())
