@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,32 @@ def test_a_folder_in_place_of_its_file(error_of, digits_entries, tmp_path):
     (tmp_path / "_annotations.coco.json").touch()
     message = error_of(val=(name, str(tmp_path), images))
     assert "it is a folder: name a file in it, such as _annotations.coco.json" in message
+
+
+@pytest.mark.parametrize(
+    ("annotations", "named", "found", "converted"),
+    [
+        ("VOC2007/Annotations/a.xml", "VOC2007", "Annotations/a.xml, not of COCO", "VOC2007"),
+        ("labels/a.xml", "labels/a.xml", "it begins with '0 0.5'", "labels"),
+        ("train/labels/a.txt", "train", "labels/a.txt, not of COCO's format", "train"),
+        (
+            "yolo set/data.yaml",
+            "yolo set/data.yaml",
+            "it begins with '0 0.5'",
+            "yolo set/data.yaml",
+        ),
+    ],
+)
+def test_other_formats_are_to_be_converted(
+    error_of, digits_entries, tmp_path, annotations, named, found, converted
+):
+    name, _, images = digits_entries[1]
+    (tmp_path / annotations).parent.mkdir(parents=True)
+    (tmp_path / annotations).write_text("0 0.5")
+    message = error_of(val=(name, str(tmp_path / named), images))
+    assert found in message
+    path = shlex.quote(str(tmp_path / converted))
+    assert f"convert it by python -m retinanet_plugin convert {path} annotations.json" in message
 
 
 def test_a_key_that_is_there_twice(error_of, changed, digits_entries):

@@ -1,5 +1,7 @@
 """Pascal VOC folders: what Detectron2's loader and evaluation would fail on, found before."""
 
+import itertools
+
 import pytest
 from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,12 +23,13 @@ def check(tmp_path):
     """``check(xml, ids, test)`` checks a folder whose second image has this XML."""
 
     def run(xml=XML, ids="a\nb\nc\n", test=True, year=2007):
-        (tmp_path / "ImageSets/Main").mkdir(parents=True)
-        (tmp_path / "Annotations").mkdir()
+        (tmp_path / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
         (tmp_path / "ImageSets/Main/val.txt").write_text(ids)
         for name, content in (("a", XML), ("b", xml), ("c", XML)):
             if content is not None:
-                (tmp_path / f"Annotations/{name}.xml").write_text(content)
+                content = content.encode() if isinstance(content, str) else content
+                (tmp_path / f"Annotations/{name}.xml").write_bytes(content)
         if "voc" in DatasetCatalog.list():
             DatasetCatalog.remove("voc")
             MetadataCatalog.remove("voc")
@@ -52,13 +55,17 @@ def test_a_folder_is_read_as_detectron2_reads_it(check):
     ("change", "message"),
     [
         (("cat", "projector"), 'b.xml has an object 1 of the class "projector", which the data'),
+        (("cat", "Cat"), 'the class "Cat", which the data set lacks, though it has "cat": correct'),
+        ((">cat<", "> cat <"), 'the class " cat ", which the data set lacks, though it has "cat"'),
         (("<name>cat</name>", ""), "b.xml has an object 1 of the class null"),
         (("<width>96</width>", ""), "b.xml has width null in its size"),
         (("96", "0"), 'b.xml has width "0" in its size'),
         (("<xmin>10</xmin>", ""), "b.xml has an object 1 (cat) with the bndbox [null, "),
-        (("<xmin>10", "<xmin>50"), 'b.xml has an object 1 (cat) with the bndbox ["50", "12"'),
+        (("<xmin>10", "<xmin>50"), '["50", "12", "40", "44"], whose xmin is larger than its xmax'),
+        (("<ymin>12", "<ymin>50"), '["10", "50", "40", "44"], whose ymin is larger than its ymax'),
         (("<xmin>10", "<xmin>nan"), 'b.xml has an object 1 (cat) with the bndbox ["nan", "12"'),
         (("</annotation>", ""), "b.xml is not XML (no element found"),
+        (("<annotation>", '<?xml version="1.0" encoding="x"?><annotation>'), "is not XML (unknown"),
     ],
 )
 @pytest.mark.parametrize("test", [False, True])
@@ -66,6 +73,29 @@ def test_files_that_cannot_be_read(check, change, message, test):
     with pytest.raises(UserError) as error:
         check(XML.replace(*change), test=test)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_files_in_another_encoding(check, encoding):
+    xml = f'<?xml version="1.0" encoding="{encoding}"?>' + XML.replace("Left", "c\xf4t\xe9")
+    with pytest.raises(UserError, match=r"b.xml is not in UTF-8 \(invalid .*: save it in UTF-8"):
+        check(xml.encode(encoding))
+
+
+def test_entities_that_would_fill_the_memory(check):
+    names = "abcdefghij"
+    more = (f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in itertools.pairwise(names))
+    doctype = f'<!DOCTYPE x [<!ENTITY a "cat">{"".join(more)}]>'
+    with pytest.raises(UserError, match=r"b.xml is not XML \(limit on input amplification"):
+        check(doctype + XML.replace("cat", "&j;"))
+
+
+def test_boxes_that_count_from_0(check, caplog):
+    check(XML.replace("<xmin>10", "<xmin>0"))
+    assert "1 of 3 boxes have an xmin or ymin of 0, such as one of b.jpg, but the" in caplog.text
+    caplog.clear()
+    check(XML.replace("<xmin>10", "<xmin>1"))
+    assert "of 0" not in caplog.text
 
 
 def test_an_image_without_xml(check, tmp_path):

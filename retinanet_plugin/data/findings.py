@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +94,12 @@ def image_named(image: dict[str, Any]) -> str:
 def counted(count: int, one: str, more: str) -> str:
     """``1 class`` or ``2 classes``."""
     return f"{count:,} {one if count == 1 else more}"
+
+
+def name_alike(name: str, names: Iterable[str]) -> str | None:
+    """The one of the names that differs in capital letters or blanks alone; None: none does."""
+    key = name.casefold().split()
+    return next((other for other in names if other.casefold().split() == key), None)
 
 
 def one_line(text: str) -> str:

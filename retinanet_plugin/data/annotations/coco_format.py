@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..findings import Findings, shown
+from ..findings import Findings, name_alike, shown
 from .coco_entries import FORMAT, Unusable, is_id, read_annotation, read_category, read_image
-from .json_file import Unreadable, read_json
+from .json_file import Unreadable, convert_it, read_json
 
 
 @dataclass
@@ -52,14 +52,15 @@ def read_content(json_file: str, source: str, findings: Findings) -> dict[str, A
     keys = ["images", "annotations", "categories"]
     if os.path.basename(json_file).startswith("image_info_"):
         keys.remove("annotations")  # COCO's name for its test sets
+    remedy = f"{FORMAT}, or {convert_it(json_file)}"
     if not isinstance(content, dict):
         kind = "a list, as of detections," if isinstance(content, list) else f"{shown(content)},"
         what = f"it is {kind} and no object with the lists {', '.join(map(repr, keys))}"
-        findings.error("list", source, what, FORMAT)
+        findings.error("list", source, what, remedy)
         return None
     for key in keys:
         if not isinstance(content.get(key), list):
-            findings.error("list", source, f"it has no list {key!r}", FORMAT)
+            findings.error("list", source, f"it has no list {key!r}", remedy)
             return None
     return content
 
@@ -98,7 +99,7 @@ def _read_categories(entries: list[Any], source: str, findings: Findings) -> dic
             remedy = "give every category a name of its own"
             what = f"{where} has name {shown(name)}, as another one has"
             findings.error("category name", source, what, remedy)
-        elif (alike := _alike(name, names.values())) is not None:
+        elif (alike := name_alike(name, names.values())) is not None:
             remedy = "they are two classes: if one is meant, write it as one category"
             what = f"{where} has name {shown(name)}, and another one {shown(alike)}"
             findings.warn("category name", source, what, remedy)
@@ -107,12 +108,6 @@ def _read_categories(entries: list[Any], source: str, findings: Findings) -> dic
         remedy = "list the classes, each with id and name"
         findings.error("categories", source, "'categories' is empty", remedy)
     return names
-
-
-def _alike(name: str, names: Iterable[str]) -> str | None:
-    """The one of the names that differs in capital letters or blanks alone; None: none does."""
-    key = name.casefold().split()
-    return next((other for other in names if other.casefold().split() == key), None)
 
 
 def _read_images(

@@ -1,10 +1,16 @@
 """A JSON file of annotations, read without what a detector of boxes does not need."""
 
+import glob
 import json
 import os
+import shlex
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+
+# Files of Pascal VOC, YOLO and tables, of which a folder is known as annotations.
+_ONE_PER_IMAGE = (".xml", ".txt")
+_OTHER_FORMATS = (".xml", ".yaml", ".csv", ".txt")
 
 
 class Unreadable(Exception):
@@ -28,7 +34,7 @@ def read_json(path: str) -> Any:
         with PathManager.open(path, "rb") as f:
             content = f.read()
     except IsADirectoryError as error:
-        raise Unreadable("it is a folder", _name_a_file(path)) from error
+        raise Unreadable(*_about_folder(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Unreadable(
@@ -41,13 +47,32 @@ def read_json(path: str) -> Any:
         raise Unreadable(f"it has {error}", "write every key once") from error
     except (ValueError, RecursionError) as error:
         start = content[:30].strip().decode(errors="replace")
-        begins = "" if start[:1] in ("{", "[", "") else f", it begins with {start!r}"
-        raise Unreadable(f"it is not JSON ({error}){begins}", "export it again") from error
+        if start[:1] in ("{", "[", ""):
+            raise Unreadable(f"it is not JSON ({error})", "export it again") from error
+        # Of these, the folder is a data set, and each file is of one image.
+        dataset = os.path.dirname(path) if path.lower().endswith(_ONE_PER_IMAGE) else path
+        what = f"it is not JSON ({error}), it begins with {start!r}"
+        raise Unreadable(what, f"export it in COCO's format, or {convert_it(dataset)}") from error
 
 
-def _name_a_file(folder: str) -> str:
+def convert_it(path: str) -> str:
+    """What to do with annotations of another format."""
+    command = f"python -m retinanet_plugin convert {shlex.quote(path or '.')} annotations.json"
+    return f"convert it by {command}, and name that file"
+
+
+def _about_folder(folder: str) -> tuple[str, str]:
+    """What is wrong with naming a folder, and the remedy."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
-    return f"name a file in it, such as {names[0]}" if names else "name a JSON file"
+    if names:
+        return "it is a folder", f"name a file in it, such as {names[0]}"
+    for suffix in _OTHER_FORMATS:
+        for below in ("", "*", "*/*"):
+            found = glob.glob(os.path.join(glob.escape(folder), below, f"*{suffix}"))
+            if found:
+                example = os.path.relpath(min(found), folder)
+                return f"it is a folder with {example}, not of COCO's format", convert_it(folder)
+    return "it is a folder", "name a JSON file"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from ..findings import Findings, shown
+from ..findings import Findings, name_alike, shown
 from .coco_entries import MOST_PIXELS
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -70,7 +70,23 @@ def read_voc(
             findings.warn(kind, f"the annotations of {name}", f"{path} {what}", remedy)
         file_name = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
         images.append({"file_name": file_name, "image_id": image_id, **image})
+    _warn_of_count_from_0(images, name, findings)
     return images
+
+
+def _warn_of_count_from_0(images: list[dict[str, Any]], name: str, findings: Findings) -> None:
+    """Boxes at -1 are those whose xmin or ymin is 0, where Pascal VOC's first pixel is 1."""
+    boxes = [(x["file_name"], a["bbox"]) for x in images for a in x["annotations"]]
+    early = [(file_name, bbox) for file_name, bbox in boxes if min(bbox[:2]) == -1]
+    if early:
+        findings.warn(
+            "count from 0",
+            f"the annotations of {name}",
+            f"{len(early):,} of {len(boxes):,} boxes have an xmin or ymin of 0, such as one of "
+            f"{os.path.basename(early[0][0])}, but the first pixel of Pascal VOC is 1",
+            "if their tool counts from 0, all boxes are read a pixel too far to the left and top: "
+            "add 1 to xmin and ymin of all, or convert them: python -m retinanet_plugin convert",
+        )
 
 
 def _read_ids(path: str, evaluated: bool) -> Iterator[str]:
@@ -116,7 +132,13 @@ def parse_voc_xml(path: str) -> ET.Element:
         if image_id.lower().endswith((".jpg", ".jpeg", ".png")):
             remedy = f"write {os.path.splitext(image_id)[0]} instead of {image_id} into the list"
         raise VocProblem("xml", f"cannot be read ({error.strerror})", remedy) from error
-    except (ET.ParseError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        remedy = "save it in UTF-8, as which Detectron2 reads it whatever it declares"
+        raise VocProblem(
+            "encoding", f"is not in UTF-8 ({error.reason}, byte {error.start})", remedy
+        ) from error
+    # LookupError: an encoding that Python does not know.
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise VocProblem("xml syntax", f"is not XML ({error})", _EXPORT) from error
 
 
@@ -162,6 +184,9 @@ def _read_object(
     name = found.findtext("name")
     if name not in class_names:
         what = f"has an object {number} of the class {shown(name)}, which the data set lacks"
+        alike = name_alike(name or "", class_names)
+        if alike is not None:
+            what += f", though it has {shown(alike)}"
         remedy = "correct the name, or register the data with its own class_names"
         raise VocProblem("class", what, remedy)
     texts = [found.findtext(f"bndbox/{key}") for key in _CORNERS]
@@ -171,9 +196,14 @@ def _read_object(
         x1 = y1 = x2 = y2 = float("nan")
     # The first pixel is 1, and the last one belongs to the box.
     bbox = [x1 - 1, y1 - 1, x2, y2]
-    if not all(abs(x) < MOST_PIXELS for x in bbox) or bbox[2] < bbox[0] or bbox[3] < bbox[1]:
-        what = f"has an object {number} ({name}) with the bndbox {shown(texts)}"
+    what = f"has an object {number} ({name}) with the bndbox {shown(texts)}"
+    if not all(abs(x) < MOST_PIXELS for x in bbox):
         raise VocProblem("bndbox", what, "write xmin, ymin, xmax, ymax in pixels")
+    for axis, low, high in (("x", bbox[0], bbox[2]), ("y", bbox[1], bbox[3])):
+        if high < low:
+            what += f", whose {axis}min is larger than its {axis}max"
+            remedy = "write the left upper corner first, xmin and ymin, then xmax and ymax"
+            raise VocProblem("corners", what, remedy)
     if evaluated:
         _check_evaluated(number, found, name)
     return {
