@@ -9,13 +9,14 @@ images spread over the first of DATASETS.TEST, as they are evaluated.
 import argparse
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils.env import seed_all_rng
+from matplotlib.figure import Figure
 
 from ..data.checks import check_datasets
 from ..data.images.image_files import check_image_files
@@ -42,21 +43,40 @@ def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
     with log_on_console():
         check_values(cfg, training=not args.test)
-        # No image goes through the model, and few through the loader.
-        cfg.MODEL.DEVICE, cfg.MODEL.RETINANET.CUDA_GRAPH = "cpu", False
-        cfg.DATALOADER.NUM_WORKERS = 0
-        model = check_model(cfg)
         facts = check_datasets(cfg, eval_only=args.test)
         check_image_files(facts, cfg)
-    name = (cfg.DATASETS.TEST if args.test else cfg.DATASETS.TRAIN)[0]
-    batches = _of_test(cfg, args.num_images) if args.test else _of_training(cfg)
-    images = itertools.islice(seen_images(batches, model, cfg.INPUT.FORMAT), args.num_images)
-    figure = draw_contact_sheet(list(images), facts[name].class_names)
+        name = (cfg.DATASETS.TEST if args.test else cfg.DATASETS.TRAIN)[0]
+        figure = sheet_of(cfg, facts[name].class_names, args.num_images, args.test)
     output = args.output or os.path.join(
         cfg.OUTPUT_DIR, "browse_test.png" if args.test else "browse.png"
     )
     save_figure(figure, output)
     print(f"drew {len(figure.axes)} images of {name}: {output}")
+
+
+def sheet_of(
+    cfg: CfgNode, class_names: Sequence[str], number: int, is_test: bool = False
+) -> Figure:
+    """A sheet of the first images of a training, or of images of an evaluation.
+
+    Args:
+        cfg: of which the data sets are registered; it is not changed.
+        class_names: K.
+        number: of images.
+        is_test: whether ``DATASETS.TEST`` is drawn.
+
+    Raises:
+        UserError: the model cannot be built, or an image cannot be read.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    # No image goes through the model, and few through the loader.
+    cfg.MODEL.DEVICE, cfg.MODEL.RETINANET.CUDA_GRAPH = "cpu", False
+    cfg.DATALOADER.NUM_WORKERS = 0
+    model = check_model(cfg)
+    batches = _of_test(cfg, number) if is_test else _of_training(cfg)
+    images = itertools.islice(seen_images(batches, model, cfg.INPUT.FORMAT), number)
+    return draw_contact_sheet(list(images), class_names)
 
 
 def _of_training(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
