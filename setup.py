@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["retinanet_plugin", "retinanet_plugin.*"]),
-    package_data={"retinanet_plugin": ["py.typed", "report/*.html"]},
+    package_data={"retinanet_plugin": ["py.typed", "data/planning/bases/*.yaml", "report/*.html"]},
     python_requires=">=3.10",
     # Each is a requirement of Detectron2 or PyTorch as well: nothing new arrives with this package.
     install_requires=[

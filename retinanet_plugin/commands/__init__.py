@@ -11,6 +11,7 @@ from . import (
     doctor,
     focal_loss_figures,
     make_digits,
+    new,
     replay,
     visualize,
 )
@@ -23,6 +24,7 @@ COMMANDS = {
     "digits": make_digits,
     "doctor": doctor,
     "focal-loss-figures": focal_loss_figures,
+    "new": new,
     "replay": replay,
     "visualize": visualize,
 }

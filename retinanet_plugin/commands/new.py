@@ -1,0 +1,182 @@
+"""Plan a training on your own images: look at them, decide, write a config for train_net.py.
+
+FOLDER gets config.yaml (short, with the reason for each value), base.yaml (what it builds on),
+annotations/ in COCO's format, and plan.html, which shows the data and what was decided. Images stay
+where they are. What a step costs is measured: plan on the machine that is to train.
+"""
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+
+from ..config import load_config
+from ..data.annotations.coco_json import register_coco_json
+from ..data.checks import inspect_datasets
+from ..data.dataset_facts import DatasetFacts
+from ..data.findings import counted
+from ..data.images.image_files import inspect_image_files
+from ..data.planning.choice import Choice, options
+from ..data.planning.config_text import config_text
+from ..data.planning.intake import Intake, take_in
+from ..data.planning.network import PRECISION, base_of, base_path, choose_network
+from ..data.planning.plan import Wishes, plan_for_data
+from ..data.planning.schedule import USUAL_BATCH, in_words, plan_schedule
+from ..engine.step_cost import measure_fitting_batch, measure_machine
+from ..errors import UserError
+from ..report.plan_page import write_plan_page
+from ..report.planned_page import page_of
+from ..whole_files import write_whole_file
+
+_CPU_BUDGET, _GPU_BUDGET = 6 * 60.0, 60 * 60.0
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# Of the first steps that are measured, before it is known which size is wanted.
+_DRAFT_EDGE = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="where the plan goes, and the training")
+    parser.add_argument(
+        "--train", required=True, metavar="DATA",
+        help="annotation file or folder: COCO, YOLO, Pascal VOC, LabelMe, CreateML, CSV",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val", metavar="DATA", help="the same for validation (default: a fifth of --train)"
+    )
+    parser.add_argument(
+        "--budget", type=duration, metavar="TIME",
+        help="how long training may take: 10m, 1h, 1d (default: 6m on a CPU, 1h on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-flip", action="store_true",
+        help="mirror no image: for letters, digits, arrows, left and right",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", default="", metavar="FILE|URL",
+        help="of a ResNet-50, or a RetinaNet on one, to start from (default: none)",
+    )  # fmt: skip
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90s``, ``10m``, ``1h`` or ``1d``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 10m, 1h or 1d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def run(args: argparse.Namespace) -> None:
+    folder = os.path.abspath(args.folder)
+    if os.path.lexists(os.path.join(folder, "config.yaml")):
+        raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    budget = args.budget or (_CPU_BUDGET if device == "cpu" else _GPU_BUDGET)
+    wishes = Wishes(budget, not args.no_flip, args.weights)
+
+    intake = take_in(args.train, args.val)
+    named = _name_data(intake, folder)
+    cfg = _draft([*named, *choose_network(device, wishes.weights)], wishes, intake)
+    train = _checked(cfg)
+    _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
+
+    print("\nmeasuring what steps cost here, half a minute ...", flush=True)
+    machine = measure_machine(cfg, train, PRECISION)
+    plan = plan_for_data(train, machine, wishes)
+    cfg.merge_from_list(options(plan.choices))
+    batch, cost = measure_fitting_batch(cfg)
+    schedule = plan_schedule(
+        len(intake.train.images), len(intake.val.images), batch, plan.learning_rate, cost, budget
+    )
+
+    choices = [*plan.choices, *schedule.choices(budget)]
+    _print_section("decided", _decisions(choices))
+    _write_config(folder, wishes, [*choices, *named])
+    config_file = os.path.join(args.folder, "config.yaml")
+    train_command = f"python train_net.py --config-file {shlex.quote(config_file)}"
+    page = os.path.join(folder, "plan.html")
+    write_plan_page(page, page_of(plan, train, choices, machine, train_command))
+    for text in [*plan.warnings, *schedule.warnings(budget)]:
+        print(f"\nwarning: {text}")
+    print(f"\nwrote {config_file} and {os.path.join(args.folder, 'plan.html')}")
+    print(f"training will take about {in_words(schedule.seconds)}:\n  {train_command}")
+
+
+def _name_data(intake: Intake, folder: str) -> list[Choice]:
+    """Write and register the annotations."""
+    entries = intake.write(folder, os.path.basename(folder))
+    register_coco_json(entries)
+    (train, *_), (val, *_) = entries
+    return [
+        Choice("DATASETS.COCO_JSON", entries, "name, annotation file, image folder"),
+        Choice("DATASETS.TRAIN", [train], ""),
+        Choice("DATASETS.TEST", [val], ""),
+        Choice("OUTPUT_DIR", os.path.join(folder, "output"), ""),
+    ]
+
+
+def _draft(choices: Sequence[Choice], wishes: Wishes, intake: Intake) -> CfgNode:
+    """A config to measure with."""
+    cfg = load_config(base_path(base_of(wishes.weights)))
+    cfg.merge_from_list(options(choices))
+    cfg.MODEL.RETINANET.NUM_CLASSES = len(intake.train.class_names)
+    cfg.SOLVER.IMS_PER_BATCH = USUAL_BATCH
+    cfg.INPUT.MIN_SIZE_TRAIN = (_DRAFT_EDGE,)
+    cfg.INPUT.MIN_SIZE_TEST = _DRAFT_EDGE
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 2 * _DRAFT_EDGE
+    return cfg
+
+
+def _checked(cfg: CfgNode) -> DatasetFacts:
+    """What the training set has, after the checks of data and image files.
+
+    Raises:
+        UserError: of the first error.
+    """
+    findings, facts = inspect_datasets(cfg)
+    of_files, _ = inspect_image_files(facts, cfg)
+    warnings: list[str] = []
+    for each in (findings, of_files):
+        each.raise_errors()
+        warnings += map(str, each.warnings.values())
+    if warnings:
+        _print_section("warnings", warnings)
+    return facts[cfg.DATASETS.TRAIN[0]]
+
+
+def _facts(intake: Intake) -> list[str]:
+    train, val = intake.train, intake.val
+    lines = [
+        f"{counted(len(train.images), 'image', 'images')} to train on, {len(val.images):,} for "
+        f"validation; {counted(len(train.class_names), 'class', 'classes')}"
+    ]
+    counts = train.boxes_per_class()
+    named = [f"{name} {counts[name]:,}" for name in list(counts)[:_MOST_NAMED]]
+    more = f", {len(counts) - _MOST_NAMED:,} more" if len(counts) > _MOST_NAMED else ""
+    return [*lines, f"boxes to train on: {', '.join(named)}{more}"]
+
+
+_MOST_NAMED = 12
+
+
+def _decisions(choices: Sequence[Choice]) -> list[str]:
+    return [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason]
+
+
+def _write_config(folder: str, wishes: Wishes, choices: Sequence[Choice]) -> None:
+    """The base beside it, so that the folder needs nothing but the package."""
+    with open(base_path(base_of(wishes.weights)), "rb") as file:
+        base = file.read()
+    write_whole_file(os.path.join(folder, "base.yaml"), lambda file: file.write(base))
+    title = "Planned by `python -m retinanet_plugin new`; plan.html shows it with the data."
+    text = config_text("base.yaml", title, choices).encode()
+    write_whole_file(os.path.join(folder, "config.yaml"), lambda file: file.write(text))
+
+
+def _print_section(title: str, lines: Sequence[str]) -> None:
+    print(f"\n{title}")
+    for line in lines:
+        print(f"  {line}")

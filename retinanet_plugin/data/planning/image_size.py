@@ -1,0 +1,127 @@
+"""To which sizes images are resized: as large as the objects need, as small as time allows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..anchor_reach import resized
+from ..dataset_facts import DatasetFacts
+from .choice import Choice, Machine
+
+# Pixels that all but the smallest objects should have: three cells of P3, which has a stride of 8.
+WANTED_SIDE = 24
+# Of the shorter edge, even if objects are large: what tells classes apart may be small.
+WANTED_EDGE = 320
+# With fewer, next to nothing is learned of an object: see docs/new.md.
+LEAST_SIDE = 8
+_SMALL = 0.2  # the share of the boxes that are "the smallest"
+_STEP = 32  # of short edges, the stride of P5
+_LEAST_EDGE, _MOST_EDGE = 128, 800
+_MOST_UPSCALED = 2.0
+_MOST_ASPECT = 2.0
+# How often each image should be seen, and how many images at least and at most, before more pixels
+# are worth more than more steps.
+_EPOCHS, _LEAST_SEEN, _MOST_SEEN = 10, 2400, 4800
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Sizes for ``ResizeShortestEdge``, and what becomes of the boxes."""
+
+    short_edge: int
+    max_size: int
+    reason: str
+    megapixels: float  # mean, of an image after resizing
+    small_side: float  # after resizing, of the smallest fifth of the boxes the largest, in pixels
+
+    @property
+    def needs_tiles(self) -> bool:
+        """Whether objects stay too small to be learned."""
+        return self.small_side < LEAST_SIDE
+
+    def choices(self) -> list[Choice]:
+        same = "as in training"
+        return [
+            Choice("INPUT.MIN_SIZE_TRAIN", [self.short_edge], self.reason),
+            Choice("INPUT.MAX_SIZE_TRAIN", self.max_size, "of the longer edge"),
+            Choice("INPUT.MIN_SIZE_TEST", self.short_edge, same),
+            Choice("INPUT.MAX_SIZE_TEST", self.max_size, same),
+        ]
+
+
+def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> ImageSize:
+    """The shorter edge at which the smaller objects have :data:`WANTED_SIDE` pixels, if it can be.
+
+    It is at most twice that of the files, and so small that the time is enough to see every image
+    ten times.
+
+    Args:
+        facts: of the training set; sizes of images and boxes with an area are known.
+        machine: that trains.
+        seconds: for training.
+    """
+    edges = facts.sizes.min(axis=1)
+    small = small_side(facts)
+    native = float(np.median(edges))
+    aspect = float(np.quantile(facts.sizes.max(axis=1) / edges, 0.95))
+    aspect = min(aspect, _MOST_ASPECT)
+
+    def megapixels(edge: int) -> float:
+        sizes = resized(facts.sizes, edge, _max_size(edge, aspect))
+        return float(sizes.prod(axis=1).mean()) / 1e6
+
+    seen = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
+    affordable = (seconds / seen - machine.loading_seconds) / machine.seconds_per_megapixel
+    limits = {
+        **_wanted(native, small),
+        "that of the files, doubled": _MOST_UPSCALED * native,
+        f"all that the time allows: {seen:,} images": _edge_of(affordable, megapixels),
+        "as large as the networks of COCO's models see them": float(_MOST_EDGE),
+    }
+    reason = min(limits, key=lambda key: limits[key])
+    edge = _rounded(limits[reason])
+    if edge == _LEAST_EDGE:
+        reason = "the smallest that five levels of features make sense of"
+    return ImageSize(edge, _max_size(edge, aspect), reason, megapixels(edge), small * edge / native)
+
+
+def _wanted(native: float, small: float) -> dict[str, float]:
+    """The edge that the objects need, by the reason for it."""
+    edge = native * WANTED_SIDE / small
+    if edge > WANTED_EDGE:
+        return {f"the smaller objects then have {WANTED_SIDE} pixels": edge}
+    return {"the objects are large, but what tells them apart may be small": float(WANTED_EDGE)}
+
+
+def small_side(facts: DatasetFacts) -> float:
+    """The root of the area that a fifth of the boxes stays under, every class counting alike.
+
+    In pixels of an image whose shorter edge is the median of all.
+    """
+    sides = np.sqrt(facts.box_sizes.clip(min=0).prod(axis=1))
+    edges = facts.sizes.min(axis=1)
+    sides = sides / edges[facts.image_of] * np.median(edges)
+    is_counted = facts.has_area & ~facts.is_crowd
+    sides, classes = sides[is_counted], facts.classes[is_counted]
+    weights = 1 / np.bincount(classes)[classes]
+    order = np.argsort(sides)
+    cumulative = np.cumsum(weights[order])
+    return float(sides[order][np.searchsorted(cumulative, _SMALL * cumulative[-1])])
+
+
+def _max_size(edge: int, aspect: float) -> int:
+    return math.ceil(edge * aspect / _STEP) * _STEP
+
+
+def _rounded(edge: float) -> int:
+    return max(_LEAST_EDGE, min(round(edge / _STEP) * _STEP, _MOST_EDGE))
+
+
+def _edge_of(megapixels: float, megapixels_of: Callable[[int], float]) -> float:
+    """The largest edge whose images are no larger."""
+    edge = _LEAST_EDGE
+    while edge < _MOST_EDGE and megapixels_of(edge + _STEP) <= megapixels:
+        edge += _STEP
+    return float(edge)

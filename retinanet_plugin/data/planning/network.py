@@ -1,0 +1,74 @@
+"""The network, and where its weights come from."""
+
+import os
+
+from .choice import Choice, Machine
+
+FROM_SCRATCH, FROM_WEIGHTS = "from_scratch.yaml", "from_weights.yaml"
+# Worth its rounding, from which nothing was seen to suffer.
+_LEAST_GAIN = 1.15
+_NARROW = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+}
+_FEW_CORES, _MOST_WORKERS = 2, 4
+# What switches bfloat16 on; both together were faster than one.
+PRECISION = [
+    Choice("MODEL.RETINANET.BFLOAT16", True, ""),
+    Choice("MODEL.RETINANET.CHANNELS_LAST", True, ""),
+]
+# For batches of eight images.
+_LEARNING_RATE = {FROM_SCRATCH: 0.1, FROM_WEIGHTS: 0.005}
+
+
+def base_of(weights: str) -> str:
+    """The config that a plan builds on, of the files in ``bases/``."""
+    return FROM_WEIGHTS if weights else FROM_SCRATCH
+
+
+def base_path(name: str) -> str:
+    """Where :func:`base_of` is."""
+    return os.path.join(os.path.dirname(__file__), "bases", name)
+
+
+def learning_rate_of_8(weights: str) -> float:
+    """For batches of eight images."""
+    return _LEARNING_RATE[base_of(weights)]
+
+
+def choose_network(device: str, weights: str) -> list[Choice]:
+    """Device, weights and width.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        weights: a file or URL that Detectron2 reads; "": none.
+    """
+    choices = [
+        Choice("MODEL.DEVICE", device, "the machine this was planned on"),
+        Choice("DATALOADER.NUM_WORKERS", _num_workers(), ""),
+    ]
+    if weights:
+        return [*choices, Choice("MODEL.WEIGHTS", weights, "training starts from these")]
+    if device != "cpu":
+        return choices
+    first, *others = (Choice(key, value, "") for key, value in _NARROW.items())
+    reason = "a quarter of ResNet-50's channels: a sixteenth of the work, for a processor"
+    return [*choices, first._replace(reason=reason), *others]
+
+
+def _num_workers() -> int:
+    """Processes that load images: none where two cores are busy with the steps."""
+    cores = os.cpu_count() or 1
+    return 0 if cores <= _FEW_CORES else min(_MOST_WORKERS, cores // 2)
+
+
+def choose_precision(machine: Machine) -> list[Choice]:
+    """bfloat16 where it was measured to be faster."""
+    if machine.bfloat16_gain < _LEAST_GAIN:
+        return []
+    first, *others = PRECISION
+    reason = f"steps were {machine.bfloat16_gain:.1f} times faster so"
+    return [first._replace(reason=reason), *others]

@@ -1,0 +1,64 @@
+"""From facts to a plan: what is decided once data and machine are known."""
+
+from dataclasses import dataclass
+
+from ..dataset_facts import DatasetFacts
+from .anchors import AnchorPlan, plan_anchors
+from .choice import Choice, Machine
+from .crops import choose_crop
+from .flips import choose_flip
+from .image_size import ImageSize, choose_image_size
+from .network import choose_network, choose_precision, learning_rate_of_8
+from .schedule import EVAL_SHARE, START_SECONDS
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said, or did not."""
+
+    budget: float  # seconds for training
+    flip: bool = True
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """All but the schedule, which wants a step of this plan to be measured."""
+
+    size: ImageSize
+    anchors: AnchorPlan
+    choices: list[Choice]
+    learning_rate: float  # for batches of eight images
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what will not be learned."""
+        if not self.size.needs_tiles:
+            return []
+        return [
+            f"a fifth of the objects have {self.size.small_side:.0f} pixels or less where the "
+            f"shorter edge of images has {self.size.short_edge}, which is too small to learn: "
+            "cut the images into tiles, or give it more time with --budget"
+        ]
+
+
+def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> DataPlan:
+    """
+    Args:
+        facts: of the training set; all sizes of images are known, and there is a box.
+        machine: measured with a network of :func:`choose_network`.
+        wishes: of the user.
+    """
+    seconds = (wishes.budget - START_SECONDS) * (1 - EVAL_SHARE)
+    size = choose_image_size(facts, machine, seconds)
+    anchors = plan_anchors(facts, size)
+    choices = [
+        *choose_network(machine.device, wishes.weights),
+        *choose_precision(machine),
+        Choice("MODEL.RETINANET.NUM_CLASSES", len(facts.class_names), "the classes of the data"),
+        *anchors.choices(),
+        *size.choices(),
+        *choose_crop(facts, size),
+        choose_flip(facts.class_names, wishes.flip),
+    ]
+    return DataPlan(size, anchors, choices, learning_rate_of_8(wishes.weights))

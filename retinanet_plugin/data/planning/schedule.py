@@ -1,0 +1,100 @@
+"""How long to train, with which batch and learning rate, and how often to evaluate."""
+
+from dataclasses import dataclass
+
+from .choice import Choice, StepCost
+
+# Of what train_net.py does before its first step and after its last: imports, checks, checkpoints.
+START_SECONDS = 15.0
+# What a step takes beside what was measured: hooks, the log.
+_OVERHEAD = 1.03
+# Evaluations may take this share of the time.
+EVAL_SHARE = 0.1
+_MOST_EVALUATIONS = 5
+_MOST_EPOCHS, _LEAST_ITERATIONS = 300, 1000
+_FEW_EPOCHS, _FEW_ITERATIONS = 1, 100
+USUAL_BATCH = 8
+_WARM_UP = 100
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Iterations, and what they come to."""
+
+    iterations: int
+    batch: int
+    learning_rate: float
+    num_evaluations: int
+    seconds: float  # expected, of the whole training
+    epochs: float
+    is_whole: bool  # the time was not what limits it
+
+    def choices(self, budget: float) -> list[Choice]:
+        length = f"{self.epochs:.3g} times every image"
+        if not self.is_whole:
+            length += f", what {in_words(budget)} allow"
+        period = max(1, -(-self.iterations // self.num_evaluations))
+        return [
+            Choice("SOLVER.IMS_PER_BATCH", self.batch, ""),
+            Choice("SOLVER.BASE_LR", self.learning_rate, f"for {self.batch} images a step"),
+            Choice("SOLVER.MAX_ITER", self.iterations, length),
+            Choice("SOLVER.WARMUP_ITERS", min(_WARM_UP, self.iterations // 5), "a short training"),
+            Choice(
+                "TEST.EVAL_PERIOD",
+                period,
+                f"{self.num_evaluations} evaluations; the best model is kept as model_best.pth",
+            ),
+            Choice("SOLVER.CHECKPOINT_PERIOD", period, "as often"),
+        ]
+
+    def warnings(self, budget: float) -> list[str]:
+        """A sentence if next to nothing can be learned."""
+        if self.is_whole or (self.epochs >= _FEW_EPOCHS and self.iterations >= _FEW_ITERATIONS):
+            return []
+        return [
+            f"{in_words(budget)} are {self.iterations:,} iterations here, {self.epochs:.2g} times "
+            "every image, which is too short to learn much: give it more time with --budget"
+        ]
+
+
+def plan_schedule(
+    num_images: int, num_val: int, batch: int, lr_of_8: float, cost: StepCost, budget: float
+) -> Schedule:
+    """As many iterations as the time allows, less what evaluations take.
+
+    Args:
+        num_images: that are trained on.
+        num_val: that are evaluated on.
+        batch: images of a step.
+        lr_of_8: the learning rate for batches of eight, to which that of others is proportional.
+        cost: as measured.
+        budget: seconds for all of ``train_net.py``.
+    """
+    evaluation = cost.eval_seconds * num_val
+    affordable = int(budget * EVAL_SHARE / evaluation) if evaluation else _MOST_EVALUATIONS
+    num_evaluations = max(1, min(affordable, _MOST_EVALUATIONS))
+    step = cost.seconds * _OVERHEAD
+    left = budget - START_SECONDS - num_evaluations * evaluation
+    wanted = max(_LEAST_ITERATIONS, _MOST_EPOCHS * num_images // batch)
+    iterations = max(1, min(int(left / step), wanted))
+    num_evaluations = min(num_evaluations, iterations)
+    return Schedule(
+        iterations,
+        batch,
+        lr_of_8 * batch / USUAL_BATCH,
+        num_evaluations,
+        START_SECONDS + iterations * step + num_evaluations * evaluation,
+        iterations * batch / num_images,
+        is_whole=iterations == wanted,
+    )
+
+
+def in_words(seconds: float) -> str:
+    """``"45 s"``, ``"6 min"``, ``"1 h 30 min"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -1,0 +1,163 @@
+"""``new``: from annotated images to a config that trains, and mistakes as sentences."""
+
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+import train_net
+from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands import new
+from retinanet_plugin.commands.new import duration
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.planning.choice import Machine, StepCost
+from retinanet_plugin.data.planning.intake import take_in
+from retinanet_plugin.data.planning.network import choose_network
+from retinanet_plugin.data.planning.plan import Wishes
+from retinanet_plugin.engine.step_cost import measure_step
+from retinanet_plugin.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_catalog():
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Costs that were measured once: a test is not to depend on how busy its machine is."""
+    monkeypatch.setattr(new, "measure_machine", lambda cfg, facts, _: Machine("cpu", 0.5, 0.0, 1.6))
+    cost = StepCost(0.4, 0.0, 0.05)
+    monkeypatch.setattr(new, "measure_fitting_batch", lambda cfg: (cfg.SOLVER.IMS_PER_BATCH, cost))
+
+
+def write_data(folder, num_images=6, size=(64, 48), mode="RGB", box=(10, 10, 20, 20), names=("a",)):
+    """A COCO file beside its images, each of another colour, with a box of every class."""
+    folder.mkdir(exist_ok=True)
+    images, annotations = [], []
+    for i in range(num_images):
+        picture = Image.new("RGB", size, (i * 37 % 256, i * 91 % 256, 255 - i * 53 % 256))
+        picture.paste((255, 255, 255), (i * 7 % size[0] // 2, 0, size[0] // 2, 5 + i % 20))
+        picture.convert(mode).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": size[0], "height": size[1]})
+        annotations += [
+            {"id": len(annotations) + k, "image_id": i, "category_id": k, "bbox": list(box)}
+            for k in range(len(names))
+        ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "all.json").write_text(json.dumps(content))
+    return str(folder / "all.json")
+
+
+def train(folder, iterations):
+    opts = ["SOLVER.MAX_ITER", iterations, "TEST.EVAL_PERIOD", 0, "SOLVER.IMS_PER_BATCH", 2]
+    train_net.run(["--config-file", str(folder / "config.yaml"), "--opts", *map(str, opts)])
+
+
+@pytest.mark.usefixtures("measured")
+def test_two_commands_from_images_to_a_detector(tmp_path, capsys):
+    data = write_data(tmp_path / "data", names=("cat", "dog"))
+    main(["new", str(tmp_path / "cats"), "--train", data, "--budget", "20s"])
+    out = capsys.readouterr().out
+    for text in ("5 images to train on, 1 for validation; 2 classes", "config.yaml", "--no-flip"):
+        assert text in out
+    cfg = load_config(str(tmp_path / "cats/config.yaml"))
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 2
+    assert "cats_train" in DatasetCatalog.list()
+    assert "<html" in (tmp_path / "cats/plan.html").read_text()[:200].lower()
+    train(tmp_path / "cats", 2)
+    assert (tmp_path / "cats/output/model_final.pth").exists()
+    assert not any(path.suffix == ".png" for path in (tmp_path / "cats").rglob("*"))
+
+
+def test_costs_are_measured(tmp_path):
+    data = write_data(tmp_path / "data", 4)
+    intake, wishes = take_in(data, None), Wishes(60.0)
+    named = new._name_data(intake, str(tmp_path / "plan"))
+    cfg = new._draft([*named, *choose_network("cpu", "")], wishes, intake)
+    cost = measure_step(cfg, seconds=0.0)
+    assert 0 <= cost.loading_seconds < cost.seconds < 60
+    assert 0 < cost.eval_seconds < 60
+    assert not (tmp_path / "plan/output").exists()
+
+
+SETS = {
+    "3 images": {"num_images": 3},
+    "2 images": {"num_images": 2},
+    "grey": {"mode": "L"},
+    "transparent": {"mode": "RGBA"},
+    "boxes of 4 pixels": {"box": (7, 9, 4, 4)},
+    "boxes of the whole image": {"box": (0, 0, 64, 48)},
+    "200 classes": {"names": [f"class {i}" for i in range(200)]},
+    "1,500 pixels": {"size": (1500, 1500), "num_images": 3},
+}
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("name", SETS)
+def test_any_data_give_a_plan_that_trains(name, tmp_path):
+    data = write_data(tmp_path / "data", **SETS[name])
+    main(["new", str(tmp_path / "plan"), "--train", data])
+    train(tmp_path / "plan", 1)
+    assert (tmp_path / "plan/output/model_final.pth").exists()
+
+
+@pytest.mark.usefixtures("measured")
+def test_images_for_validation_can_be_named(tmp_path):
+    data = write_data(tmp_path / "data", 3, names=("a", "b"))
+    val = write_data(tmp_path / "val", 2, names=("b", "a"))
+    main(["new", str(tmp_path / "plan"), "--train", data, "--val", val, "--no-flip"])
+    cfg = load_config(str(tmp_path / "plan/config.yaml"))
+    (_, train_json, _), (_, val_json, folder) = cfg.DATASETS.COCO_JSON
+    assert folder == str(tmp_path / "val")
+    train_set, val_set = (json.loads(Path(path).read_text()) for path in (train_json, val_json))
+    assert (len(train_set["images"]), len(val_set["images"])) == (3, 2)
+    assert train_set["categories"] == val_set["categories"]
+    assert cfg.INPUT.RANDOM_FLIP == "none"
+
+
+def fails(*args):
+    with pytest.raises(SystemExit) as stop:
+        main(["new", *map(str, args)])
+    return str(stop.value.code)
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_plan_is_not_overwritten(tmp_path):
+    data = write_data(tmp_path / "data")
+    main(["new", str(tmp_path / "plan"), "--train", data])
+    before = (tmp_path / "plan/config.yaml").read_bytes()
+    assert "has a plan already" in fails(tmp_path / "plan", "--train", data)
+    assert (tmp_path / "plan/config.yaml").read_bytes() == before
+
+
+def test_mistakes_are_sentences_and_leave_no_plan(tmp_path):
+    nothing, one = tmp_path / "nothing", write_data(tmp_path / "data", 1)
+    assert "nothing does not exist" in fails(tmp_path / "plan", "--train", nothing)
+    assert "add more" in fails(tmp_path / "plan", "--train", one)
+    assert not (tmp_path / "plan").exists()
+
+
+def test_an_image_is_not_in_both(tmp_path):
+    data = write_data(tmp_path / "data")
+    with pytest.raises(UserError, match="as 6 images are: leave --val out"):
+        take_in(data, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400)]
+)
+def test_budgets(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10", "m", "-5m", "0h", "1w", "ten minutes"])
+def test_what_is_no_time_is_refused(text, tmp_path):
+    assert fails(tmp_path / "plan", "--train", "x", "--budget", text) == "2"

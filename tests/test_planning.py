@@ -1,0 +1,256 @@
+"""From facts of the data and measured times to a plan: no timing, no model, no files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from detectron2.structures import BoxMode
+
+from retinanet_plugin.config import load_config
+from retinanet_plugin.data.dataset_facts import DatasetFacts
+from retinanet_plugin.data.planning.anchors import choose_levels, plan_anchors
+from retinanet_plugin.data.planning.choice import Choice, Machine, StepCost, options
+from retinanet_plugin.data.planning.config_text import config_text
+from retinanet_plugin.data.planning.crops import choose_crop
+from retinanet_plugin.data.planning.flips import choose_flip
+from retinanet_plugin.data.planning.image_size import choose_image_size, small_side
+from retinanet_plugin.data.planning.network import base_of, base_path, choose_precision
+from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
+from retinanet_plugin.data.planning.schedule import START_SECONDS, in_words, plan_schedule
+
+FAST, SLOW = Machine("cpu", 1e-3), Machine("cpu", 10.0)
+HOUR = 3600.0
+
+
+def facts_of(size, boxes, num_images=100, class_names=("a",), classes=None):
+    """Images of ``size`` (W, H), each with the same ``boxes`` (x, y, w, h)."""
+    classes = classes or [0] * len(boxes)
+    annotations = [
+        {"bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": k, "iscrowd": 0}
+        for box, k in zip(boxes, classes)
+    ]
+    image = {"width": size[0], "height": size[1], "annotations": annotations}
+    return DatasetFacts("x_train", "x", list(class_names), [dict(image) for _ in range(num_images)])
+
+
+# ------------------------------------------------------------------ image size
+
+
+def test_small_objects_get_24_pixels():
+    # 30 of 600 pixels are 24 of 480.
+    size = choose_image_size(facts_of((800, 600), [(10, 10, 30, 30)]), FAST, HOUR)
+    assert (size.short_edge, size.max_size) == (480, 640)
+    assert size.small_side == 24
+    assert not size.needs_tiles
+
+
+def test_large_objects_need_few_pixels():
+    facts = facts_of((800, 600), [(10, 10, 500, 500)])
+    assert choose_image_size(facts, FAST, HOUR).short_edge == 320
+
+
+def test_images_are_at_most_doubled():
+    size = choose_image_size(facts_of((200, 200), [(10, 10, 4, 4)]), FAST, HOUR)
+    assert size.short_edge == 384  # 400 in whole strides of 32
+    assert size.small_side == pytest.approx(4 * 384 / 200)
+
+
+def test_objects_too_small_for_any_size_need_tiles():
+    size = choose_image_size(facts_of((6000, 6000), [(10, 10, 40, 40)]), FAST, HOUR)
+    assert size.short_edge == 800
+    assert size.needs_tiles
+
+
+def test_a_slow_machine_gets_smaller_images_down_to_a_limit():
+    facts = facts_of((800, 600), [(10, 10, 30, 30)])
+    edges = [
+        choose_image_size(facts, Machine("cpu", seconds), 360).short_edge
+        for seconds in (0.1, 1.0, 2.0, 100.0)
+    ]
+    assert edges == sorted(edges, reverse=True)
+    assert edges[0] == 480
+    assert edges[-1] == 128
+
+
+def test_time_that_loading_takes_is_not_there_for_pixels():
+    facts = facts_of((800, 600), [(10, 10, 30, 30)])
+    edges = [
+        choose_image_size(facts, Machine("cpu", 0.5, loading), 360).short_edge
+        for loading in (0.0, 0.1, 10.0)
+    ]
+    assert edges[0] > edges[1] > edges[2] == 128
+
+
+def test_every_class_counts_alike_for_the_size():
+    # One class has a hundred times as many boxes, which are large.
+    boxes = [(0, 0, 200, 200)] * 100 + [(0, 0, 20, 20)]
+    facts = facts_of((600, 600), boxes, 2, ("large", "small"), [0] * 100 + [1])
+    assert small_side(facts) == 20
+
+
+def test_a_panorama_is_not_kept_at_its_whole_length():
+    size = choose_image_size(facts_of((3000, 300), [(0, 0, 150, 150)]), FAST, HOUR)
+    assert size.max_size <= 2 * size.short_edge + 31
+
+
+# ------------------------------------------------------------------ anchors
+
+
+@pytest.mark.parametrize(
+    ("side", "last"), [(4, "p5"), (200, "p5"), (257, "p6"), (512, "p6"), (600, "p7"), (5000, "p7")]
+)
+def test_levels_end_where_the_largest_objects_are(side, last):
+    assert choose_levels(np.full(50, float(side)))[-1] == last
+
+
+def test_anchors_reach_boxes_that_retinanets_do_not():
+    facts = facts_of((320, 320), [(50, 50, 8, 80), (103, 110, 80, 8)])
+    size = choose_image_size(facts, FAST, HOUR)
+    plan = plan_anchors(facts, size)
+    assert plan.fit.after.coverage > plan.fit.before.coverage
+    assert plan.fit.after.num_anchors <= 6
+
+
+# ------------------------------------------------------------------ crops and flips
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (["cat", "dog"], "horizontal"),
+        (["c", "t", "ch", "th"], "horizontal"),  # abbreviations
+        (list("0123456789"), "none"),
+        (list("ABCDE"), "none"),
+        (["turn_left", "turn_right"], "none"),
+        (["TurnRight", "stop"], "none"),
+        (["arrows"], "none"),
+        (["bright", "leftover"], "horizontal"),
+        (["1", "car", "tree"], "horizontal"),
+    ],
+)
+def test_flips_by_the_names_of_classes(names, value):
+    choice = choose_flip(names, is_allowed=True)
+    assert choice.value == value
+    assert choice.reason
+
+
+def test_no_flip_is_the_users_to_say():
+    assert choose_flip(["cat"], is_allowed=False).value == "none"
+
+
+def test_windows_where_images_are_mostly_background():
+    facts = facts_of((640, 640), [(10, 10, 48, 48)])
+    size = choose_image_size(facts, FAST, HOUR)
+    assert size.short_edge == 320
+    assert [choice.value for choice in choose_crop(facts, size)] == [0.5]
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [[(10, 10, 400, 400)], [(x, y, 48, 48) for x in range(0, 600, 60) for y in range(0, 600, 60)]],
+    ids=["large", "many"],
+)
+def test_whole_images_where_objects_fill_them(boxes):
+    facts = facts_of((640, 640), boxes)
+    assert choose_crop(facts, choose_image_size(facts, FAST, HOUR)) == []
+
+
+# ------------------------------------------------------------------ schedule
+
+
+def test_time_is_for_steps_and_evaluations():
+    # Evaluation: 10 images of 0.5 s, of which 5 fit in a tenth of 500 s: 25 s. Steps of 1.03 s.
+    schedule = plan_schedule(1000, 10, 8, 0.1, StepCost(1.0, 0.0, 0.5), 500.0)
+    assert schedule.num_evaluations == 5
+    assert schedule.iterations == int((500 - START_SECONDS - 25) / 1.03)
+    assert schedule.seconds == pytest.approx(500, abs=2)
+    assert schedule.epochs == pytest.approx(schedule.iterations * 8 / 1000)
+    assert schedule.learning_rate == 0.1
+    assert not schedule.warnings(500.0)
+
+
+def test_a_long_evaluation_is_done_once():
+    schedule = plan_schedule(1000, 1000, 8, 0.1, StepCost(1.0, 0.0, 0.1), 500.0)
+    assert schedule.num_evaluations == 1
+
+
+def test_few_images_need_not_all_the_time():
+    schedule = plan_schedule(3, 1, 8, 0.1, StepCost(0.01, 0.0, 0.01), 1e6)
+    assert schedule.iterations == 1000
+    assert schedule.is_whole
+    assert schedule.seconds < 100
+
+
+def test_half_the_batch_has_half_the_learning_rate():
+    assert plan_schedule(100, 10, 4, 0.1, StepCost(1.0, 0.0, 0.5), 500.0).learning_rate == 0.05
+
+
+@pytest.mark.parametrize("budget", [1.0, 20.0])
+def test_next_to_no_time_is_a_plan_with_a_warning(budget):
+    schedule = plan_schedule(3000, 600, 8, 0.1, StepCost(5.0, 0.0, 0.5), budget)
+    assert schedule.iterations == 1
+    assert "--budget" in schedule.warnings(budget)[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(45, "45 s"), (360, "6 min"), (3600, "1 h"), (5400, "1 h 30 min")]
+)
+def test_times_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+# ------------------------------------------------------------------ the whole plan and its text
+
+
+def test_bfloat16_only_where_it_is_faster():
+    assert choose_precision(Machine("cpu", 1.0, bfloat16_gain=1.1)) == []
+    assert choose_precision(Machine("cpu", 1.0, bfloat16_gain=1.6))[0].value is True
+
+
+HOSTILE = {
+    "tiny images": facts_of((20, 30), [(1, 1, 5, 5)]),
+    "huge images": facts_of((6000, 6000), [(0, 0, 6000, 6000)]),
+    "boxes of 4 pixels": facts_of((200, 200), [(7, 9, 4, 4)]),
+    "one image": facts_of((640, 480), [(7, 9, 40, 40)], 1),
+    "3,000 images": facts_of((640, 480), [(7, 9, 40, 40)], 3000),
+    "200 classes": facts_of(
+        (640, 480),
+        [(i, i, 20, 20) for i in range(200)],
+        3,
+        [f"class {i}" for i in range(200)],
+        list(range(200)),
+    ),
+    "a line": facts_of((640, 480), [(0, 5, 640, 1)]),
+    "beyond the border": facts_of((640, 480), [(-20, -20, 100, 100), (600, 400, 100, 100)]),
+}
+
+
+@pytest.mark.parametrize("machine", [FAST, SLOW])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_data_give_a_config_that_can_be_read(name, machine, tmp_path):
+    plan = plan_for_data(HOSTILE[name], machine, Wishes(budget=360.0))
+    (tmp_path / "base.yaml").write_text(Path(base_path(base_of(""))).read_text())
+    (tmp_path / "config.yaml").write_text(config_text("base.yaml", "Title.", plan.choices))
+    cfg = load_config(str(tmp_path / "config.yaml"))
+    merged = load_config(base_path(base_of("")))
+    merged.merge_from_list(options(plan.choices))
+    assert cfg == merged
+    assert 128 <= cfg.INPUT.MIN_SIZE_TEST <= 800
+    assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == len(cfg.MODEL.RETINANET.IN_FEATURES)
+
+
+def test_the_text_has_the_reasons_as_comments():
+    choices = [
+        Choice("MODEL.RETINANET.NUM_CLASSES", 2, "short"),
+        Choice("SOLVER.MAX_ITER", 7, ""),
+        Choice("MODEL.DEVICE", "cpu", "long " * 30),
+        Choice("DATASETS.TRAIN", ["name: with # signs"], ""),
+    ]
+    text = config_text("base.yaml", "Title.", choices)
+    assert "    NUM_CLASSES: 2  # short\n" in text
+    assert "  MAX_ITER: 7\n" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    content = yaml.safe_load(text)
+    assert content["MODEL"] == {"RETINANET": {"NUM_CLASSES": 2}, "DEVICE": "cpu"}
+    assert content["DATASETS"]["TRAIN"] == ["name: with # signs"]
