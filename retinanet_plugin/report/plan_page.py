@@ -119,7 +119,8 @@ def _sides(sizes: Iterable[np.ndarray]) -> np.ndarray:
 def _sizes(before: AnchorChoice, after: AnchorChoice) -> Iterable[tuple[str, float, float]]:
     for name in {**before.reached_by_size, **after.reached_by_size}:
         shares = [x.reached_by_size.get(name, math.nan) for x in (before, after)]
-        yield name, shares[0], shares[1]
+        if not all(map(math.isnan, shares)):  # there are boxes of this size
+            yield name, shares[0], shares[1]
     yield "all boxes", before.reached, after.reached
 
 
