@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, BoxMode
 from ...errors import UserError
 from ..images.read_image import read_image
 from .box_crop import BoxCrop
+from .left_out import left_out_images
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -36,13 +37,14 @@ class RetinaNetMapper(DatasetMapper):
         """
         Args:
             is_train: whether annotations are wanted.
-            skip_bad_images: an image that cannot be read is None, named in the log once by each
-                process that loads data; otherwise it is a ``UserError``.
+            skip_bad_images: an image that cannot be read is None, counted and named in the log
+                once; otherwise it is a ``UserError``.
             kwargs: of ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.skip_bad_images = skip_bad_images
-        self.bad_images: set[str] = set()
+        if skip_bad_images:
+            left_out_images()  # which loader processes are to have in common
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -91,9 +93,9 @@ class RetinaNetMapper(DatasetMapper):
         super()._transform_annotations(record, transforms, image_shape)
 
     def _skip(self, file_name: str, error: UserError) -> None:
-        if file_name not in self.bad_images:
-            self.bad_images.add(file_name)
-            logger.warning(f"left out, number {len(self.bad_images)} of this process: {error}")
+        number = left_out_images().number_of(file_name)
+        if number is not None:
+            logger.warning(f"left out, number {number}: {error}")
 
 
 def _boxes(record: dict[str, Any]) -> np.ndarray:
