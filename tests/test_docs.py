@@ -1,6 +1,7 @@
 """What README.md and docs/ say is so: paths, keys, names, imports, and the code that they show."""
 
 import ast
+import json
 import re
 import shlex
 
@@ -215,8 +216,19 @@ def workplace(tmp_path_factory):
     (folder / "output/digits").mkdir(parents=True)
     DetectionCheckpointer(model, str(folder / "output/digits")).save("model_final")
     (folder / "datasets/digits/val").mkdir(parents=True)
-    image = np.random.default_rng(0).integers(256, size=(160, 160, 3), dtype=np.uint8)
-    cv2.imwrite(str(folder / "datasets/digits/val/00001.jpg"), image)
+    images = np.random.default_rng(0).integers(256, size=(2, 160, 160, 3), dtype=np.uint8)
+    names = ["00001.jpg", "00002.jpg"]
+    for image, name in zip(images, names):
+        cv2.imwrite(str(folder / "datasets/digits/val" / name), image)
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [9, 9, 20, 30]} for i in range(2)
+        ],
+        "categories": [{"id": 1, "name": "0"}],
+    }
+    (folder / "datasets/digits/annotations").mkdir()
+    (folder / "datasets/digits/annotations/val.json").write_text(json.dumps(coco))
     return folder
 
 

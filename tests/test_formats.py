@@ -285,7 +285,7 @@ def test_labelme_paths_of_another_machine(tmp_path):
         )
         assert list(boxes_of(read_dataset(path))) == ["a.jpg"]
     (tmp_path / "images/a.jpg").rename(tmp_path / "images/b.jpg")
-    assert "names the image a.jpg, which is not in" in message(tmp_path)
+    assert f"{path} names the image a.jpg, which is not in" in message(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_coco_that_is_not_so_is_named_by_its_entry(tmp_path):
     path = write(tmp_path / "coco.json", coco(["a.jpg"], bbox=[1, 2, 3]))
     assert "annotation 1 (a.jpg) has bbox [1, 2, 3]" in message(path)
     write(path, coco(["a.jpg", "a.jpg"]))
-    assert "names the image a.jpg twice" in message(path)
+    assert "names a.jpg twice" in message(path)
 
 
 def test_a_damaged_image_costs_nothing_if_its_size_is_known(tmp_path):
@@ -512,6 +512,12 @@ def test_two_formats_are_told_with_what_to_name(tmp_path):
 def test_formats_that_are_known_but_not_read(tmp_path, name, content, expected):
     assert expected in message(write(tmp_path / name, content))
     assert expected in message(tmp_path)
+
+
+def test_links_in_a_circle_end(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "images/again").symlink_to(tmp_path)
+    assert len(read_dataset(tmp_path).images) == 2
 
 
 def test_no_box_at_all(tmp_path):

@@ -25,7 +25,7 @@ def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
     assert coco is not None
     names = [(image["file_name"],) for image in coco.images]
     images = []
-    for entry, file_name in zip(coco.images, find_images(names, path, image_folder, source)):
+    for entry, file_name in zip(coco.images, find_images(names, path, image_folder)):
         boxes = []
         for annotation in entry["annotations"]:
             x, y, width, height = annotation["bbox"]

@@ -34,7 +34,7 @@ def read_createml(path: str, image_folder: str | None) -> AnnotatedImages:
         if not isinstance(boxes, list):
             raise UserError(f"{where} has annotations {shown(boxes)}: write a list")
         all_boxes.append([_box(box, f"annotation {j} of {where}") for j, box in enumerate(boxes)])
-    files = find_images(names, path, image_folder, path)
+    files = find_images(names, path, image_folder)
     images = [AnnotatedImage(file_name, boxes) for file_name, boxes in zip(files, all_boxes)]
     notes = take_sizes(images)
     return AnnotatedImages("CreateML", class_names_of(images), images, notes)

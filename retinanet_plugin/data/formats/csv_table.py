@@ -70,7 +70,7 @@ def read_csv_table(path: str, image_folder: str | None) -> AnnotatedImages:
             is_group = "isgroupof" in table.columns and row[table.columns["isgroupof"]] == "1"
             boxes.append(Box(label, x1, y1, x2, y2, is_group))
     names = [(name,) for name in boxes_of]
-    files = find_images(names, path, image_folder, path)
+    files = find_images(names, path, image_folder)
     split = split_of_file(path)
     images = [
         AnnotatedImage(file, boxes, split=split) for file, boxes in zip(files, boxes_of.values())

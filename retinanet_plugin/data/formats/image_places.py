@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ...errors import UserError
 
@@ -13,6 +13,8 @@ _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data")
 _OF_ANNOTATIONS = re.compile("ann|label|xml|json|csv|data|coco|voc")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+
+_DEEPEST = 16  # levels of folders: more are no data set
 
 Name = tuple[str, ...]  # what an image may be called, the likeliest first
 
@@ -44,7 +46,10 @@ def is_image(path: str) -> bool:
 
 
 def find_images(
-    names: Sequence[Name], annotation_file: str, image_folder: str | None, source: str
+    names: Sequence[Name],
+    annotation_file: str,
+    image_folder: str | None,
+    sources: Sequence[str] = (),
 ) -> list[str]:
     """The files of an annotation file's images.
 
@@ -55,7 +60,7 @@ def find_images(
         names: of each image what it may be called.
         annotation_file: beside which the images are looked for.
         image_folder: where they are; None: look in the usual places.
-        source: what the annotations are called in messages.
+        sources: the files that have the names, where each has its own.
 
     Returns:
         absolute paths, in the order of ``names``, each file once.
@@ -67,16 +72,16 @@ def find_images(
         raise UserError(f"the image folder {image_folder} is not a folder: correct its path")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{source} names the image {twice[0][0]} twice: remove one of them")
+        raise UserError(f"{annotation_file} names {twice[0][0]} twice: remove one of them")
     places = _places(os.path.abspath(annotation_file), image_folder)
     found: tuple[_Rank, str, list[str]] | None = None
-    closest: tuple[str, list[str]] | None = None  # a folder, and what it lacks
+    closest: tuple[str, list[int]] | None = None  # a folder, and what it lacks
     for rank, place in places:
         if found and not found[0] == rank == (rank[0], _UNCERTAIN):
             break
         files = _Files(place)
         paths = [files.resolve(name) for name in names]
-        lacking = [name[0] for name, path in zip(names, paths) if path is None]
+        lacking = [i for i, path in enumerate(paths) if path is None]
         complete = [path for path in paths if path is not None]
         if lacking:
             if closest is None or len(lacking) < len(closest[1]):
@@ -85,18 +90,19 @@ def find_images(
             found = rank, place, complete
         elif complete != found[2]:
             raise UserError(
-                f"{source}: both {found[1]} and {place} have images of these names: name the "
-                "image folder"
+                f"{annotation_file}: both {found[1]} and {place} have images of these names: name "
+                "the image folder"
             )
     if found:
         return found[2]
     assert closest is not None
     folder, lacking = closest
     more = f" ({len(lacking) - 1:,} more like it)" if len(lacking) > 1 else ""
+    name, source = names[lacking[0]][0], sources[lacking[0]] if sources else annotation_file
     if len(lacking) == len(names):
         folder = ", ".join([place for _, place in places[:4]])
     raise UserError(
-        f"{source} names the image {lacking[0]}, which is not in {folder}{more}: put it there, "
+        f"{source} names the image {name}, which is not in {folder}{more}: put it there, "
         "name the folder of the images, or remove it from the annotations"
     )
 
@@ -137,6 +143,28 @@ def _rank(folder: str, stem: str, split: str) -> int | None:
     if folder in _IMAGE_FOLDERS:
         return 2
     return _UNCERTAIN if split_of_folder(folder) else None
+
+
+def images_below(folder: str) -> list[str]:
+    """The image files in a folder and the folders in it, sorted."""
+    return sorted(filter(is_image, files_below(folder)))
+
+
+def files_below(folder: str, depth: int = _DEEPEST) -> Iterator[str]:
+    """The files in a folder and, ``depth`` levels down, the folders in it, without hidden ones.
+
+    Links are followed, but into each folder only once.
+    """
+    seen: set[str] = set()
+    top = folder.rstrip(os.sep).count(os.sep)
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        is_deep = parent.rstrip(os.sep).count(os.sep) - top >= depth
+        descend = real not in seen and not is_deep
+        folders[:] = sorted(x for x in folders if not x.startswith(".")) if descend else []
+        if real not in seen:
+            seen.add(real)
+            yield from (os.path.join(parent, x) for x in sorted(names) if not x.startswith("."))
 
 
 def subfolders(folder: str) -> list[str]:

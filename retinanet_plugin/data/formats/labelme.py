@@ -49,8 +49,7 @@ def read_labelme(paths: Sequence[str], image_folder: str | None) -> AnnotatedIma
         num_left_out += sum(shape["shape_type"] in _NO_AREAS for shape in shapes)
         width, height = (_size(content.get(key), f"{path} has {key}") for key in _SIZE_KEYS)
         images.append(AnnotatedImage("", boxes, width, height, split_of_file(path)))
-    source = os.path.dirname(paths[0])
-    for image, file in zip(images, find_images(names, paths[0], image_folder, source)):
+    for image, file in zip(images, find_images(names, paths[0], image_folder, paths)):
         image.file_name = file
     notes = take_sizes(images)
     dataset = AnnotatedImages("LabelMe", class_names_of(images), images, notes)

@@ -5,10 +5,9 @@ import re
 from dataclasses import dataclass, field
 
 from .csv_table import is_csv_table
-from .image_places import is_image
+from .image_places import files_below, images_below, is_image
 from .via_csv import SHAPE_COLUMN
 from .yolo import label_file
-from .yolo_config import images_below
 
 COCO, YOLO, YOLO_FOLDER = "COCO", "YOLO", "YOLO without data.yaml"
 VOC, LABELME, CREATEML = "Pascal VOC", "LabelMe", "CreateML"
@@ -43,22 +42,15 @@ def contents_of(folder: str, image_folder: str | None) -> Contents:
     """
     contents = Contents()
     top = os.path.abspath(folder)
-    for parent, folders, names in os.walk(top, followlinks=True):
-        depth = len(os.path.relpath(parent, top).split(os.sep)) if parent != top else 0
-        folders[:] = sorted(x for x in folders if not x.startswith(".")) if depth < _DEPTH else []
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if name.startswith("."):
-                continue
-            if is_image(name):
-                contents.images.append(path)
-                continue
-            kind = kind_of(path)
-            if kind:
-                contents.add(kind, path)
-            else:
-                suffix = os.path.splitext(name)[1].lower() or name
-                contents.num_others[suffix] = contents.num_others.get(suffix, 0) + 1
+    for path in files_below(top, _DEPTH):
+        kind = "" if is_image(path) else kind_of(path)
+        if is_image(path):
+            contents.images.append(path)
+        elif kind:
+            contents.add(kind, path)
+        else:
+            suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
+            contents.num_others[suffix] = contents.num_others.get(suffix, 0) + 1
     label_folders = None
     if image_folder is not None:
         contents.images = images_below(os.path.abspath(image_folder))
@@ -124,8 +116,8 @@ def _kind_of_xml(path: str) -> str:
 def _kind_of_yaml(path: str) -> str:
     with open(path, "rb") as file:
         beginning = file.read(_BEGINNING)
-    keys = {key.decode() for key in re.findall(rb"^(names|train|val)\s*:", beginning, re.M)}
-    return YOLO if "names" in keys and len(keys) > 1 else ""
+    keys = {key.decode() for key in re.findall(rb"^(names|nc|train|val)\s*:", beginning, re.M)}
+    return YOLO if len(keys) > 1 else ""
 
 
 def _kind_of_csv(path: str) -> str:

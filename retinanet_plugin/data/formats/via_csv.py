@@ -46,7 +46,7 @@ def read_via_csv(path: str, image_folder: str | None) -> AnnotatedImages:
         elif shape:
             attributes = _object(cells[_CLASS_COLUMN], f"{where} has {_CLASS_COLUMN}")
             boxes.append(Box(_label(attributes, where), *_corners(shape, where)))
-    files = find_images([(name,) for name in boxes_of], path, image_folder, path)
+    files = find_images([(name,) for name in boxes_of], path, image_folder)
     split = split_of_file(path)
     images = [AnnotatedImage(x, b, split=split) for x, b in zip(files, boxes_of.values())]
     notes = take_sizes(images)

@@ -36,7 +36,7 @@ def read_voc(paths: Sequence[str], image_folder: str | None) -> AnnotatedImages:
             raise UserError(f"{path} {what}: {remedy}") from problem
         names.append(_names(tree, path))
     notes = _count_from_0(images, os.path.dirname(paths[0]))
-    files = find_images(names, paths[0], image_folder, os.path.dirname(paths[0]))
+    files = find_images(names, paths[0], image_folder, paths)
     splits = _listed_splits(paths[0])
     for image, path, file in zip(images, paths, files):
         stem = os.path.splitext(os.path.basename(path))[0]

@@ -153,7 +153,7 @@ def _names(images: Sequence[AnnotatedImage]) -> list[str]:
 def _link(image: str, path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
-        os.symlink(image, path)
+        os.symlink(os.path.realpath(image), path)
     except OSError:  # a file system that has no links
         shutil.copyfile(image, path)
 

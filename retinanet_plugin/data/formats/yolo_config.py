@@ -9,7 +9,7 @@ import yaml
 
 from ...errors import UserError
 from ..findings import counted, shown
-from .image_places import is_image, split_of_folder
+from .image_places import images_below, split_of_folder
 from .numbers import to_label
 
 _SPLITS = ("train", "val", "test")
@@ -91,22 +91,7 @@ def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -
     )
 
 
-def images_below(folder: str) -> list[str]:
-    """The image files in a folder and the folders in it, sorted."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(name) and not name.startswith(".")
-    )
-
-
 def _load_yaml(path: str) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: it cannot be read, or is not YAML.
-    """
     try:
         with open(path, encoding="utf-8") as file:
             return yaml.safe_load(file)
@@ -163,7 +148,8 @@ def _place(entry: Any, split: str, roots: list[str], path: str) -> str:
     for root in roots:
         for text in (entry, str(entry).removeprefix("../")):
             place = os.path.normpath(os.path.join(root, str(text)))
-            if os.path.isdir(place) or os.path.isfile(place):
+            is_top = os.path.dirname(place) == place  # all of the machine is no data set
+            if os.path.isfile(place) or (os.path.isdir(place) and not is_top):
                 return place
             tried.append(place)
     raise UserError(
