@@ -30,6 +30,8 @@ setup(
     extras_require={
         # python -m retinanet_plugin digits
         "digits": ["opencv-python-headless", "scikit-learn", "pillow"],
+        # MODEL.FPN.BOTTOM_UP build_timm_backbone
+        "timm": ["timm"],
         # weights in *.safetensors
         "safetensors": ["safetensors"],
     },

@@ -38,6 +38,7 @@ with warnings.catch_warnings():
     from .backbone import build_fpn_p3p7_backbone
     from .config import add_retinanet_config
     from .errors import UserError
+    from .foreign_parts import WholePixelAnchorGenerator, build_fpn_linear_p7_backbone
     from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
     from .losses import (
         BOX_LOSS_REGISTRY,
@@ -48,6 +49,7 @@ with warnings.catch_warnings():
     )
     from .matching import MATCHER_REGISTRY, ATSSMatcher, IoUMatcher
     from .meta_arch import ModularRetinaNet
+    from .timm_backbone import build_timm_backbone
 
 if TYPE_CHECKING:
     from .deploy import Predictor
@@ -67,8 +69,11 @@ __all__ = [
     "RetinaNetHead",
     "SigmoidLoss",
     "UserError",
+    "WholePixelAnchorGenerator",
     "add_retinanet_config",
+    "build_fpn_linear_p7_backbone",
     "build_fpn_p3p7_backbone",
+    "build_timm_backbone",
     "sigmoid_focal_loss",
 ]
 

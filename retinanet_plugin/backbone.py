@@ -34,9 +34,10 @@ def build_fpn_p3p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     shapes = bottom_up.output_shape()
     for name in fpn.IN_FEATURES:
         if name not in shapes:
+            resnets = fpn.BOTTOM_UP == "build_resnet_backbone"
             raise UserError(
                 f"MODEL.FPN.IN_FEATURES has {name!r}, which {fpn.BOTTOM_UP} does not make: choose "
-                f"from {sorted(shapes)}, or add it to MODEL.RESNETS.OUT_FEATURES"
+                f"from {sorted(shapes)}{', or add it to MODEL.RESNETS.OUT_FEATURES' * resnets}"
             )
     strides = [shapes[name].stride for name in fpn.IN_FEATURES]
     if not strides:

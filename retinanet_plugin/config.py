@@ -86,6 +86,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
     # norms, "" leaves the norms that timm builds.
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
+    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
+    # norms, "" leaves the norms that timm builds.
+    cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
     # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
     cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
 

@@ -312,6 +312,7 @@ def test_the_command_writes_a_config_that_reaches_more(run_anchors, tmp_path):
     assert gain == pytest.approx(after - before, abs=0.11)
     assert after > before
     assert f"train_net.py --config-file {output} --opts DATASETS.COCO_JSON" in out
+    assert "MODEL.ANCHOR_GENERATOR" not in out.rpartition("--opts")[2]
 
     # Measured again, those that were proposed are now those that are there.
     opts = {

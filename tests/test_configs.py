@@ -52,7 +52,8 @@ def test_every_config_builds(path):
     assert type(model).__name__ == "ModularRetinaNet"
 
     # Every weight has Detectron2's name and shape, but for the average that only this package has.
-    if cfg.MODEL.RETINANET.NORM != "GN" or STOCK_HAS_GROUP_NORM:
+    is_resnet = cfg.MODEL.FPN.BOTTOM_UP == "build_resnet_backbone"
+    if is_resnet and (cfg.MODEL.RETINANET.NORM != "GN" or STOCK_HAS_GROUP_NORM):
         stock = cfg.clone()
         stock.MODEL.META_ARCHITECTURE = "RetinaNet"
         if cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE == "res5":  # all that Detectron2's builder knows

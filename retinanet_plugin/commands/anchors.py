@@ -71,7 +71,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"\nno better anchors were found, these stay; drew {picture}")
         return
     write_whole_file(output, lambda file: file.write(_yaml(cfg, fit, args, output).encode()))
-    options = f" --opts {shlex.join(args.opts)}" if args.opts else ""
+    # The old anchors, if options gave them, would come after the new file.
+    others = [
+        text
+        for key, value in zip(args.opts[::2], args.opts[1::2])
+        if key not in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+        for text in (key, value)
+    ]
+    options = f" --opts {shlex.join(others)}" if others else ""
     print(f"\nwrote {output}, and {picture}; to train with these anchors:")
     print(f"  python train_net.py --config-file {shlex.quote(output)}{options}")
 

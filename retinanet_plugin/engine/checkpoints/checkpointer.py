@@ -18,6 +18,7 @@ from .checkpoint_contents import class_names_of, describe_training, other_pixels
 from .earlier_checkpoints import FoundCheckpoint, find_checkpoint, periodic_checkpoints
 from .finite_numbers import not_finite
 from .safe_pickle import UnreadableError
+from .timm_weights import with_names_of_model
 from .torch_files import read_checkpoint
 from .usable_state import usable_state
 from .weight_files import checked_weights, read_weights
@@ -146,6 +147,7 @@ class Checkpointer(DetectionCheckpointer):
             path, checkpoint = path.path, checked_weights(path.content, f"{source} {path.path}")
         else:
             checkpoint = read_weights(path, source)
+        checkpoint["model"] = with_names_of_model(checkpoint["model"], self.model, self.cfg, path)
         pixels = other_pixels(checkpoint, self.cfg) if self.cfg else []
         # Of these loggers, a line for each name; the report has the names in short.
         with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):

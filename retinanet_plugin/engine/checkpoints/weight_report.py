@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ...errors import UserError
@@ -215,7 +214,7 @@ def frozen_weights(model: nn.Module) -> list[str]:
     """Names of what stays as it is in training: frozen parameters and batch norms."""
     names = [name for name, p in model.named_parameters() if not p.requires_grad]
     for prefix, module in model.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
+        if type(module).__name__.startswith("FrozenBatchNorm"):  # of Detectron2, torchvision, timm
             names += [f"{prefix}.{name}" for name, _ in module.named_buffers()]
     return [name for name in names if _is_weight(name)]
 
