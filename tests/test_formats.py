@@ -231,6 +231,7 @@ def test_voc_lists_say_the_split(tmp_path):
         ("<xmin>3</xmin>", "<xmin>x</xmin>", "write xmin, ymin, xmax, ymax in pixels"),
         ("<xmin>3</xmin>", "<xmin>30</xmin>", r'with the bndbox \["30", "4", "9", "8"\]'),
         ("</annotation>", "", "is not XML"),
+        ("object>", "Object>", "has <Object>, which is not read: write <object>"),
     ],
 )
 def test_voc_that_is_not_so(tmp_path, old, new, expected):

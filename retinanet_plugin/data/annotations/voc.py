@@ -66,7 +66,7 @@ def read_voc(
             kind, what, remedy = problem.args
             findings.error(kind, f"the annotations of {name}", f"{path} {what}", remedy)
             continue
-        for kind, what, remedy in _unread(tree):
+        for kind, what, remedy in unread_objects(tree):
             findings.warn(kind, f"the annotations of {name}", f"{path} {what}", remedy)
         file_name = os.path.join(metadata.dirname, "JPEGImages", f"{image_id}.jpg")
         images.append({"file_name": file_name, "image_id": image_id, **image})
@@ -142,7 +142,7 @@ def parse_voc_xml(path: str) -> ET.Element:
         raise VocProblem("xml syntax", f"is not XML ({error})", _EXPORT) from error
 
 
-def _unread(tree: ET.Element) -> Iterator[tuple[str, str, str]]:
+def unread_objects(tree: ET.Element) -> Iterator[tuple[str, str, str]]:
     """What looks like an object but is not read: (kind, what, remedy)."""
     for element in tree.iterfind("./*"):
         if element.tag != "object" and element.tag.lower() == "object":

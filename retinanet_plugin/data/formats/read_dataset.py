@@ -74,7 +74,9 @@ def read_dataset(path: str, image_folder: str | None = None) -> AnnotatedImages:
     if kind in (YOLO, YOLO_FOLDER):
         dataset = _read_yolo(kind, files, contents, image_folder)
     elif kind in _OF_FOLDERS:
-        folders = [list(group) for _, group in groupby(sorted(files), os.path.dirname)]
+        folders = [
+            list(group) for _, group in groupby(sorted(files, key=os.path.split), os.path.dirname)
+        ]
         parts = [_OF_FOLDERS[kind](group, image_folder) for group in folders]
         dataset = _joined(parts, [os.path.dirname(group[0]) for group in folders])
     else:

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from ...errors import UserError
-from ..annotations.voc import VocProblem, parse_voc_xml, read_voc_image
+from ..annotations.voc import VocProblem, parse_voc_xml, read_voc_image, unread_objects
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
 from .image_places import find_images, split_of_file
@@ -76,6 +76,8 @@ def write_voc_file(image: AnnotatedImage, name: str, folder: str) -> None:
 
 
 def _read_image(tree: ET.Element, path: str) -> AnnotatedImage:
+    for unread in unread_objects(tree):
+        raise VocProblem(*unread)
     objects = tree.findall("object")
     names = [(found.findtext("name") or "").strip() for found in objects]
     if not all(names):
