@@ -44,14 +44,14 @@ class SmallDetector(NamedTuple):
         return self.folder / "model.pth"
 
 
-def write_small_detector(folder, config_file):
+def write_small_detector(folder, config_file, name="ants"):
     """Random weights whose heads find much; the norms and the classes are no one's default."""
     (folder / "images").mkdir()
     write_image_folder(folder / "images")
-    register_coco_json([("ants", str(folder / "truth.json"), str(folder / "images"))])
-    DatasetCatalog.get("ants")  # which is when the names of its classes are known
+    register_coco_json([(name, str(folder / "truth.json"), str(folder / "images"))])
+    DatasetCatalog.get(name)  # which is when the names of its classes are known
     cfg = load_config(config_file)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("ants",)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
     cfg.MODEL.RETINANET.NUM_CLASSES = 2
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.3
     cfg.OUTPUT_DIR = str(folder / "output")

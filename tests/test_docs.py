@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from detectron2 import model_zoo, modeling
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from fvcore.common.config import CfgNode
 
@@ -20,7 +19,7 @@ from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands import COMMANDS
 from retinanet_plugin.commands.arguments import read_config
 from retinanet_plugin.config import check_config, load_config
-from retinanet_plugin.engine import argument_parser, setup_config
+from retinanet_plugin.engine import Checkpointer, argument_parser, setup_config
 
 PACKAGE = ROOT / "retinanet_plugin"
 PAGES = {page.name: page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -214,7 +213,7 @@ def workplace(tmp_path_factory):
     cfg = load_config(str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"))
     model = modeling.build_model(cfg)
     (folder / "output/digits").mkdir(parents=True)
-    DetectionCheckpointer(model, str(folder / "output/digits")).save("model_final")
+    Checkpointer(model, str(folder / "output/digits"), cfg=cfg).save("model_final")
     (folder / "datasets/digits/val").mkdir(parents=True)
     images = np.random.default_rng(0).integers(256, size=(2, 160, 160, 3), dtype=np.uint8)
     names = ["00001.jpg", "00002.jpg"]

@@ -9,9 +9,11 @@ from . import (
     compare_losses,
     convert_weights,
     doctor,
+    export,
     focal_loss_figures,
     make_digits,
     new,
+    predict,
     replay,
     visualize,
 )
@@ -23,8 +25,10 @@ COMMANDS = {
     "convert-weights": convert_weights,
     "digits": make_digits,
     "doctor": doctor,
+    "export": export,
     "focal-loss-figures": focal_loss_figures,
     "new": new,
+    "predict": predict,
     "replay": replay,
     "visualize": visualize,
 }

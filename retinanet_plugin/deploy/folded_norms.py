@@ -1,8 +1,9 @@
 """Batch norms that are constants, folded into the convolutions before them."""
 
-import torch
+from typing import cast
+
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
@@ -14,20 +15,26 @@ def fold_norms(model: nn.Module) -> None:
     convolutions with plain or frozen batch norms change.
     """
     for conv in model.modules():
-        if type(conv) is not Conv2d:
-            continue
-        norm = conv.norm
-        if not isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d) or norm.running_mean is None:
-            continue
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
-        with torch.no_grad():
-            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-        conv.norm = None
+        if type(conv) is Conv2d and _is_constant(conv.norm):
+            _fold(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, conv.norm))
+
+
+def _is_constant(norm: object) -> bool:
+    if isinstance(norm, nn.BatchNorm2d):
+        return norm.running_mean is not None
+    return isinstance(norm, FrozenBatchNorm2d)
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        cast(Tensor, norm.running_mean),
+        cast(Tensor, norm.running_var),
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    conv.weight = nn.Parameter(weight.detach())
+    conv.bias = nn.Parameter(bias.detach())
+    conv.norm = None  # type: ignore[assignment]

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 from detectron2.structures import Instances
 
 from ..errors import UserError
+from .exported_network import RUNNERS, ExportedNetwork
 from .pictures import Preprocessing
+from .torch_network import TorchNetwork, read_config, read_described
 
 
 class Network(Protocol):
@@ -32,12 +34,13 @@ def open_network(model: str, weights: str, device: str, opts: Sequence[str]) -> 
     Raises:
         UserError: it cannot be read, or does not fit.
     """
-    from .torch_network import TorchNetwork, read_config, read_described
-
-    if os.path.splitext(model)[1] in (".yaml", ".yml"):
+    suffix = os.path.splitext(model)[1]
+    if suffix in (".yaml", ".yml"):
         return TorchNetwork(*read_config(model, weights, opts), device)
     if weights:
         raise UserError(
             f"{model} and {weights} were given: the first of two is the config, a .yaml file"
         )
+    if suffix in RUNNERS:
+        return ExportedNetwork(model, opts)
     return TorchNetwork(*read_described(model, opts), device)

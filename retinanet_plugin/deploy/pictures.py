@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
@@ -23,6 +24,10 @@ class Preprocessing(NamedTuple):
     format: str
     min_size_test: int
     max_size_test: int
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> "Preprocessing":
+        return cls(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
     def prepare(self, source: Source, order: str = "BGR") -> dict[str, Any]:
         """What ``RetinaNetMapper`` makes of a file in evaluation, and the same of an array.

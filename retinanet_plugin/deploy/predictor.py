@@ -46,7 +46,8 @@ class Predictor:
         """
         Args:
             model: a checkpoint of this package, which carries its config, class names and
-                preprocessing; or a config (``.yaml``).
+                preprocessing; a file of ``export`` (``.onnx``, ``.xml`` or ``.pt2``), which runs on
+                the CPU; or a config (``.yaml``).
             weights: for a config: any that ``MODEL.WEIGHTS`` can be; "": the config names them.
             device: of PyTorch, such as "cpu" or "cuda:1"; "": the config's if this machine has it,
                 else the CPU.

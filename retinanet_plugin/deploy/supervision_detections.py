@@ -1,5 +1,6 @@
 """Detections as the package supervision has them: for its annotators, formats and tools."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import supervision
 
 
-def to_supervision(found: Instances, class_names: list[str]) -> "supervision.Detections":
+def to_supervision(found: Instances, class_names: Sequence[str]) -> "supervision.Detections":
     """``found`` as ``supervision.Detections``, with ``class_name`` in its data.
 
     Raises:
@@ -22,11 +23,11 @@ def to_supervision(found: Instances, class_names: list[str]) -> "supervision.Det
     except ImportError as error:
         raise UserError("this needs a package: pip install supervision") from error
     detections = supervision.Detections.from_detectron2({"instances": found})
-    names = [name_of(i, class_names) for i in detections.class_id]
+    names = [name_of(i, class_names) for i in found.pred_classes.tolist()]
     detections.data["class_name"] = np.array(names, dtype=str)
     return detections
 
 
-def name_of(class_id: int, class_names: list[str]) -> str:
+def name_of(class_id: int, class_names: Sequence[str]) -> str:
     """The name of a class, or its number where the names are not known."""
     return class_names[class_id] if class_id < len(class_names) else str(class_id)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
+from torch import nn
 
 from ..config import is_set, load_config
 from ..config_merging import merge_options
@@ -35,25 +36,32 @@ class TorchNetwork:
         """
         cfg.MODEL.DEVICE = _device(device or cfg.MODEL.DEVICE, required=bool(device))
         retinanet = cfg.MODEL.RETINANET
-        retinanet.CUDA_GRAPH = False  # of training
         self.runs_on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         if self.runs_on_cpu and not (retinanet.FAST_CPU_CONV and PROCESSOR_GAINS):
             retinanet.CHANNELS_LAST = True  # PyTorch's convolutions are faster so
-        model = check_model(cfg)
-        check_weights_fit(cfg, model, None, eval_only=True)
-        model.to(cfg.MODEL.DEVICE).eval()
+        model = load_model(cfg)
         if self.runs_on_cpu and not retinanet.COMPILE:
             fold_norms(model)
         self.cfg = cfg
         self.model = model
         self.class_names = class_names
-        self.preprocessing = Preprocessing(
-            cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.preprocessing = Preprocessing.of(cfg)
 
     @torch.no_grad()
     def detect(self, batch: list[dict[str, Any]]) -> list[Instances]:
         return [output["instances"].to("cpu") for output in self.model(batch)]
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config with the weights that it names, in evaluation.
+
+    Raises:
+        UserError: it cannot be built, or the weights do not fit.
+    """
+    cfg.MODEL.RETINANET.CUDA_GRAPH = False  # of training
+    model = check_model(cfg)
+    check_weights_fit(cfg, model, None, eval_only=True)
+    return model.to(cfg.MODEL.DEVICE).eval()
 
 
 def read_config(path: str, weights: str, opts: Sequence[str]) -> tuple[CfgNode, list[str]]:

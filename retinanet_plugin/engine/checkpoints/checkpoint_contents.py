@@ -88,6 +88,21 @@ def described_training(path: str) -> tuple[CfgNode, list[str]]:
             f"the checkpoint {path} does not say how its model is built: give the config file as "
             "well"
         )
+    cfg = config_of(text, f"the checkpoint {path}")
+    cfg.MODEL.WEIGHTS = path
+    return cfg, [str(name) for name in checkpoint.get("class_names") or ()]
+
+
+def config_of(text: str, source: str) -> CfgNode:
+    """The config that a file carries as a text.
+
+    Args:
+        text: of YAML.
+        source: what names the file.
+
+    Raises:
+        UserError: this version does not understand it.
+    """
     cfg = get_cfg()
     add_retinanet_config(cfg)
     cfg.set_new_allowed(True)  # keys of projects that use this package
@@ -96,10 +111,9 @@ def described_training(path: str) -> tuple[CfgNode, list[str]]:
     except (yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the config in the checkpoint {path} cannot be used ({reason}): give a config file"
+            f"the config in {source} cannot be used ({reason}): give a config file"
         ) from error
-    cfg.MODEL.WEIGHTS = path
-    return cfg, [str(name) for name in checkpoint.get("class_names") or ()]
+    return cfg
 
 
 def class_names_of(datasets: Sequence[str]) -> list[str]:

@@ -1,0 +1,77 @@
+"""Write a trained model in another format, and compare what it detects with PyTorch.
+
+onnx: for onnxruntime and others. openvino: for Intel's and other processors, with --int8 in 8 bits.
+torch: a program of torch.export. detectron2: config and weights that plain Detectron2 opens.
+Predictor and predict take the files as they take a checkpoint.
+"""
+
+import argparse
+import os
+
+from ..deploy import Predictor
+from ..deploy.comparison import compare
+from ..deploy.exports import write_onnx, write_openvino, write_program
+from ..deploy.pictures import Source, images_in
+from ..deploy.plain_detectron2 import write_detectron2
+from ..deploy.torch_network import TorchNetwork, read_config, read_described
+from ..errors import UserError
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
+_MOST_COMPARED = 50
+_MOST_CALIBRATED = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=list(SUFFIXES))
+    parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint of this package")
+    parser.add_argument("output", metavar="OUTPUT", help=" ".join(SUFFIXES.values()))
+    parser.add_argument(
+        "--config-file", dest="config", default="", help="of weights that do not carry theirs"
+    )
+    parser.add_argument(
+        "--images",
+        default="",
+        metavar="FOLDER",
+        help=f"images to compare with, the first {_MOST_COMPARED}; for --int8 also to calibrate",
+    )
+    parser.add_argument(
+        "--truth", default="", metavar="FILE", help="annotations of --images, for AP on all of them"
+    )
+    parser.add_argument("--int8", action="store_true", help="with openvino: 8-bit integers")
+
+
+def run(args: argparse.Namespace) -> None:
+    images = _checked(args)
+    config, weights = args.config, args.weights
+    cfg, class_names = read_config(config, weights, ()) if config else read_described(weights, ())
+    if args.format == "detectron2":
+        cfg.MODEL.DEVICE = "cpu"
+        write_detectron2(cfg, args.output)
+        print(f"wrote a config and weights for plain Detectron2: {args.output}")
+        return
+    network = TorchNetwork(cfg, class_names, device="cpu")
+    if args.format == "onnx":
+        write_onnx(network, args.output)
+    elif args.format == "torch":
+        write_program(network, args.output)
+    else:
+        write_openvino(network, args.output, images[:_MOST_CALIBRATED] if args.int8 else [])
+    compared = images if args.truth else images[:_MOST_COMPARED]
+    comparison = compare(network, Predictor(args.output), compared, args.truth)
+    if not args.int8:
+        comparison.refuse_unless_equal(args.output)
+    print(f"wrote {args.output}: {comparison}")
+
+
+def _checked(args: argparse.Namespace) -> list[Source]:
+    """The images of ``--images``, once the arguments go together."""
+    suffix = SUFFIXES[args.format]
+    if os.path.splitext(args.output)[1] != suffix:
+        raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
+    if args.int8 and args.format != "openvino":
+        raise UserError(f"--int8 is for openvino, not {args.format}: leave it out")
+    if args.int8 and not args.images:
+        raise UserError("--int8 takes the ranges of values from images: give --images FOLDER")
+    if args.truth and not args.images:
+        raise UserError("--truth has the objects of images: give --images FOLDER as well")
+    return list(images_in(args.images)) if args.images else []

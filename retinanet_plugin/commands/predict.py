@@ -1,0 +1,185 @@
+"""Detect in images, folders, globs and videos, and write what is found.
+
+A run that was stopped goes on where it was. An image that cannot be read is named and left out, and
+the exit status is 1.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from ..deploy import Predictor
+from ..deploy.drawings import write_crops, write_images
+from ..deploy.formats import Ids, write_coco, write_csv, write_yolo
+from ..deploy.inputs import Video, find_inputs, frames_of
+from ..deploy.journal import Journal
+from ..deploy.tiles import detect_in_tiles
+from ..errors import UserError
+from .arguments import positive_number
+
+FORMATS = ("coco", "yolo", "csv", "images", "crops")
+_DRAWN_SCORE = 0.5
+_SCORE_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST"
+_TILE = 640
+
+_Place = tuple[str, int | None]  # path, and number of a video's frame
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint of this package")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="gets all that is written"
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["coco"],
+        help="coco: predictions.json (default); yolo: labels/; csv: predictions.csv; images: "
+        "images/ and videos/ with boxes; crops: crops/",
+    )
+    parser.add_argument(
+        "--config-file", dest="config", default="", help="of weights that do not carry theirs"
+    )
+    parser.add_argument(
+        "--score-thresh",
+        type=float,
+        help="lowest score (default: the config's; for images and crops 0.5)",
+    )
+    parser.add_argument("--truth", default="", metavar="FILE", help="COCO's ids are those of FILE")
+    parser.add_argument(
+        "--tiles",
+        type=positive_number,
+        nargs="?",
+        const=_TILE,
+        metavar="PIXELS",
+        help=f"cut images into overlapping tiles of this size (default size: {_TILE})",
+    )
+    parser.add_argument("--device", default="", help="of PyTorch, such as cpu or cuda:1")
+
+
+def run(args: argparse.Namespace) -> None:
+    images, videos = find_inputs(args.inputs)
+    predictor = _predictor(args)
+    ids = Ids(args.truth, predictor.class_names)
+    ids.check([*images, *(video.path for video in videos)])
+    made_with = {
+        "weights": os.path.abspath(args.weights),
+        "size and time of the weights": _stamp(args.weights),
+        "--config-file": args.config,
+        "--score-thresh": args.score_thresh,
+        "--tiles": args.tiles,
+    }
+    with Journal(args.output, made_with) as journal:
+        unreadable = _detect(predictor, images, videos, journal, args.tiles)
+        wanted = set(images) | {video.path for video in videos}
+        records = [record for record in journal.records if record["path"] in wanted]
+    _write(args, records, predictor.class_names, videos, ids)
+    count = sum(len(record["detections"]) for record in records)
+    print(f"{count:,} detections in {len(records):,} images: {args.output}")
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} of {len(images) + len(videos)} files could not be read and are "
+            f"left out, the first: {unreadable[0]}"
+        )
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    opts = [] if args.score_thresh is None else [_SCORE_KEY, args.score_thresh]
+    given = [args.config, args.weights] if args.config else [args.weights]
+    return Predictor(*given, device=args.device, opts=opts)
+
+
+def _stamp(path: str) -> list[int]:
+    """What changes with a file; nothing of an address."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _detect(
+    predictor: Predictor,
+    images: list[str],
+    videos: list[Video],
+    journal: Journal,
+    tiles: int | None,
+) -> list[str]:
+    """Note what is found in all that is not done yet; return what is said of unreadable files."""
+    unreadable: list[str] = []
+    done = journal.done()
+    left = [path for path in images if (path, None) not in done]
+    total = len(left) + sum(video.num_frames for video in videos)
+    total -= sum(frame is not None for _, frame in done)
+    with tqdm(total=max(0, total), unit=" images", file=sys.stderr) as bar:
+        for work in (_images(left), *(_frames(video, done) for video in videos)):
+            for (path, frame), found in _found(predictor, work, tiles):
+                if isinstance(found, UserError):
+                    bar.write(f"WARNING: {found}", file=sys.stderr)
+                    unreadable.append(str(found))
+                else:
+                    journal.add(path, frame, found)
+                bar.update()
+    return unreadable
+
+
+def _images(paths: list[str]) -> Iterator[tuple[_Place, str]]:
+    return (((path, None), path) for path in paths)
+
+
+def _frames(video: Video, done: set[_Place]) -> Iterator[tuple[_Place, np.ndarray]]:
+    start = sum(path == video.path for path, _ in done)
+    return (((video.path, i), x) for i, x in enumerate(frames_of(video, start), start))
+
+
+def _found(
+    predictor: Predictor, work: Iterable[tuple[_Place, Any]], tiles: int | None
+) -> Iterator[tuple[_Place, Instances | UserError]]:
+    places: list[_Place] = []  # of images that are read ahead
+
+    def sources() -> Iterator[Any]:
+        for place, source in work:
+            places.append(place)
+            yield source
+
+    found = _in_tiles(predictor, sources(), tiles) if tiles else predictor.stream(sources())
+    for result in found:
+        yield places.pop(0), result
+
+
+def _in_tiles(
+    predictor: Predictor, sources: Iterable[Any], side: int
+) -> Iterator[Instances | UserError]:
+    for source in sources:
+        try:
+            yield detect_in_tiles(predictor, source, side)
+        except UserError as error:
+            yield error
+
+
+def _write(
+    args: argparse.Namespace,
+    records: list[dict[str, Any]],
+    class_names: list[str],
+    videos: list[Video],
+    ids: Ids,
+) -> None:
+    drawn_score = _DRAWN_SCORE if args.score_thresh is None else args.score_thresh
+    if "coco" in args.format:
+        write_coco(args.output, records, class_names, ids, args.truth)
+    if "yolo" in args.format:
+        write_yolo(args.output, records, class_names)
+    if "csv" in args.format:
+        write_csv(args.output, records, class_names)
+    if "images" in args.format:
+        write_images(args.output, records, class_names, videos, drawn_score)
+    if "crops" in args.format:
+        write_crops(args.output, records, class_names, videos, drawn_score)

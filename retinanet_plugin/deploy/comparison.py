@@ -1,0 +1,107 @@
+"""Whether an exported model detects what the model of PyTorch does."""
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+import numpy as np
+from detectron2.structures import Instances
+
+from ..errors import UserError
+from .average_precision import average_precision
+from .pictures import Source
+from .predictor import Predictor
+from .torch_network import TorchNetwork
+
+_MOST_SCORE, _MOST_PIXELS = 1e-4, 0.1
+# Of the pictures that are made up where none are given.
+_SIZES = ((240, 320), (320, 240), (200, 400))
+
+
+class Comparison(NamedTuple):
+    """Differences over all images, and the seconds that an image takes."""
+
+    num_images: int
+    num_detections: int  # of PyTorch
+    num_others: int  # of the exported model
+    score: float  # the largest difference; infinite where an image has others
+    pixels: float
+    seconds: tuple[float, float]  # of PyTorch, and of the exported model: medians
+    precisions: tuple[float, float] | None  # AP in percent, of both; None: there was no truth
+
+    def refuse_unless_equal(self, path: str) -> None:
+        """
+        Raises:
+            UserError: the model detects something else.
+        """
+        if not (self.score <= _MOST_SCORE and self.pixels <= _MOST_PIXELS):
+            raise UserError(
+                f"{path} is written but does not detect the same ({self}): do not use it, and "
+                "report it with your config"
+            )
+
+    def __str__(self) -> str:
+        before, after = self.seconds
+        found = (
+            f"{self.num_detections:,} detections in {self.num_images} images, the same within "
+            f"{self.score:.1e} in score and {self.pixels:.1e} px"
+            if math.isfinite(self.score)
+            else f"{self.num_others:,} detections in {self.num_images} images, and PyTorch has "
+            f"{self.num_detections:,}"
+        )
+        found += f"; {after:.3f} s an image, PyTorch {before:.3f} s"
+        if self.precisions:
+            found += f"; AP {self.precisions[1]:.1f}, PyTorch {self.precisions[0]:.1f}"
+        return found
+
+
+def compare(
+    network: TorchNetwork, exported: Predictor, images: list[Source], truth: str = ""
+) -> Comparison:
+    """Detect in the same images with both.
+
+    Args:
+        images: files; none: three pictures that are made up.
+        truth: an annotation file in COCO's format that has these files; "": none.
+
+    Raises:
+        UserError: an image cannot be read, or ``truth`` does not go with images or model.
+    """
+    if not images:
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
+    score = pixels = 0.0
+    both: tuple[list[Instances], list[Instances]] = [], []
+    times: tuple[list[float], list[float]] = [], []
+    for image in images:
+        start = time.perf_counter()
+        (expected,) = network.detect([network.preprocessing.prepare(image)])
+        middle = time.perf_counter()
+        (found,) = exported([image])
+        times[0].append(middle - start)
+        times[1].append(time.perf_counter() - middle)
+        both[0].append(expected)
+        both[1].append(found)
+        differences = _differences(expected, found)
+        score, pixels = max(score, differences[0]), max(pixels, differences[1])
+    medians = (statistics.median(times[0]), statistics.median(times[1]))
+    counts = [sum(map(len, found)) for found in both]
+    precisions = None
+    if truth:
+        files = [str(image) for image in images]
+        before, after = (average_precision(truth, files, x, network.class_names) for x in both)
+        precisions = before, after
+    return Comparison(len(images), counts[0], counts[1], score, pixels, medians, precisions)
+
+
+def _differences(expected: Instances, found: Instances) -> tuple[float, float]:
+    if len(expected) != len(found):
+        return float("inf"), float("inf")
+    if not len(found):
+        return 0.0, 0.0
+    scores = (expected.scores - found.scores).abs().max()
+    boxes = (expected.pred_boxes.tensor - found.pred_boxes.tensor).abs().max()
+    if not expected.pred_classes.equal(found.pred_classes):
+        return float("inf"), float("inf")
+    return float(scores), float(boxes)

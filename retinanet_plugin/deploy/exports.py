@@ -1,0 +1,133 @@
+"""Writing a network as ONNX, as a program of PyTorch, or for OpenVINO."""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..whole_files import write_whole_file
+from .exported_graph import INPUT, OUTPUTS, describe, dynamic_input, exported_graph
+from .exported_network import NOTES, import_openvino
+from .pictures import Source
+from .torch_network import TorchNetwork
+
+
+def write_onnx(network: TorchNetwork, path: str) -> None:
+    """Write an ``.onnx`` file whose metadata have what :func:`describe` says.
+
+    Raises:
+        UserError: a package is missing, or the file cannot be written.
+    """
+    graph = exported_graph(network)
+    example, shapes = dynamic_input(graph)
+    with _in_peace("onnx, onnxscript"):
+        import onnx
+
+        names = list(OUTPUTS[: len(graph(*example))])
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[INPUT],
+            output_names=names,
+            verbose=False,
+        )
+        assert program is not None
+        model = program.model_proto
+        onnx.helper.set_model_props(model, describe(network, graph))
+        onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    write_whole_file(path, lambda file: file.write(content))
+
+
+def write_program(network: TorchNetwork, path: str) -> None:
+    """Write a ``.pt2`` file for ``torch.export.load``, with :func:`describe` as an extra file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    graph = exported_graph(network)
+    example, shapes = dynamic_input(graph)
+    with _in_peace("torch"), torch.no_grad():
+        program = torch.export.export(graph, example, dynamic_shapes=shapes)
+    notes = json.dumps(describe(network, graph))
+    write_whole_file(
+        path, lambda file: torch.export.save(program, file, extra_files={NOTES: notes})
+    )
+
+
+def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) -> None:
+    """Write ``path``, an ``.xml``, and the weights beside it, a ``.bin``.
+
+    Args:
+        calibration: images from which the ranges of 8-bit integers are taken; none: float32.
+
+    Raises:
+        UserError: a package is missing, an image cannot be read, or a file cannot be written.
+    """
+    graph = exported_graph(network)
+    example, shapes = dynamic_input(graph)
+    with _in_peace("openvino, nncf"), torch.no_grad():
+        openvino = import_openvino()
+        program = torch.export.export(graph, example, dynamic_shapes=shapes)
+        model = openvino.convert_model(program)
+        if calibration:
+            model = _quantized(model, network, graph.divisor, calibration)
+    model.set_rt_info(json.dumps(describe(network, graph)), NOTES)
+    stem = os.path.splitext(path)[0]
+    unfinished = f"{stem}.unfinished.xml"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        openvino.save_model(model, unfinished, compress_to_fp16=False)
+        # The .xml comes last: where it is, the weights are.
+        os.replace(f"{stem}.unfinished.bin", f"{stem}.bin")
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written ({error}): make room, or correct it") from error
+
+
+def _quantized(model: Any, network: TorchNetwork, divisor: int, images: list[Source]) -> Any:
+    """``model`` with convolutions in 8 bits, by the ranges that values have in some images."""
+    import nncf
+
+    def padded(source: Source) -> np.ndarray:
+        image = network.preprocessing.prepare(source)["image"].numpy()
+        height, width = image.shape[1:]
+        sides = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+        mean = np.float32(network.cfg.MODEL.PIXEL_MEAN).reshape(-1, 1, 1)
+        batch = np.broadcast_to(mean, (len(mean), *sides)).copy()
+        batch[:, :height, :width] = image
+        return batch[None]
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images, padded),
+        subset_size=len(images),
+        preset=nncf.QuantizationPreset.MIXED,
+    )
+
+
+@contextlib.contextmanager
+def _in_peace(packages: str) -> Iterator[None]:
+    """Without what exporters tell their developers, and with what goes wrong as a sentence."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as error:
+        raise UserError(f"this export needs packages: pip install {packages}") from error
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

@@ -1,0 +1,94 @@
+"""What a run of ``predict`` has found so far, so that another one goes on from there."""
+
+import json
+import os
+from typing import Any
+
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+
+from ..errors import UserError
+from ..whole_files import write_whole_file
+
+JOURNAL = "detections.jsonl"
+
+
+class Journal:
+    """A line of JSON for each image that is done; the first line says with what it was done.
+
+    A record has ``path``, ``frame`` (of a video, else None), ``name`` (unique, for output files),
+    ``width``, ``height`` and ``detections``: ``category_id`` (the class, from 0), ``bbox`` (x, y,
+    width, height in pixels) and ``score``, best first. Used as a context, which closes the file.
+    """
+
+    def __init__(self, folder: str, made_with: dict[str, Any]) -> None:
+        """
+        Args:
+            folder: is made if it is not there.
+            made_with: what the detections depend on: weights and options.
+
+        Raises:
+            UserError: the folder has detections that were made with something else, or cannot be
+                written.
+        """
+        self.path = os.path.join(folder, JOURNAL)
+        head = json.dumps(made_with)
+        if not os.path.exists(self.path):
+            write_whole_file(self.path, lambda file: file.write(head.encode() + b"\n"))
+        with open(self.path, "rb") as file:
+            lines = file.read().split(b"\n")[:-1]  # what follows the last is cut off
+        if not lines or json.loads(lines[0]) != json.loads(head):
+            raise UserError(
+                f"{folder} has detections that were made with {_differing(lines, made_with)}: give "
+                "another --output, or delete that folder"
+            )
+        self.records = [json.loads(line) for line in lines[1:]]
+        self._names = {record["name"] for record in self.records}
+        self._file = open(self.path, "r+b")  # noqa: SIM115
+        self._file.seek(sum(map(len, lines)) + len(lines))
+        self._file.truncate()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def done(self) -> set[tuple[str, int | None]]:
+        """Path and frame of each image that is done."""
+        return {(record["path"], record["frame"]) for record in self.records}
+
+    def add(self, path: str, frame: int | None, found: Instances) -> None:
+        """Note what was found in an image."""
+        height, width = found.image_size
+        detections = instances_to_coco_json(found, 0)
+        for detection in detections:
+            del detection["image_id"]
+        record = {
+            "path": path,
+            "frame": frame,
+            "name": self._name(path, frame),
+            "width": width,
+            "height": height,
+            "detections": detections,
+        }
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        self.records.append(record)
+
+    def _name(self, path: str, frame: int | None) -> str:
+        """The file's name without its end; with a number where another folder has the same."""
+        stem = os.path.splitext(os.path.basename(path))[0]
+        stem += "" if frame is None else f"_{frame:06d}"
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name)
+        return name
+
+
+def _differing(lines: list[bytes], made_with: dict[str, Any]) -> str:
+    before = json.loads(lines[0]) if lines else {}
+    keys = [key for key in {**before, **made_with} if before.get(key) != made_with.get(key)]
+    return ", ".join(f"{key} {before.get(key)} and not {made_with.get(key)}" for key in keys)

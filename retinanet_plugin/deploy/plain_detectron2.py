@@ -1,0 +1,75 @@
+"""A model as config and weights of Detectron2's own RetinaNet, for what knows nothing of this
+package: ``demo.py``, ``DefaultPredictor``, sahi."""
+
+import os
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from ..errors import UserError
+from ..whole_files import write_whole_file
+from .torch_network import load_model
+
+# Keys of what detects, and their values where Detectron2 does the same.
+_STOCK = {
+    "MODEL.META_ARCHITECTURE": "ModularRetinaNet",
+    "MODEL.BACKBONE.NAME": "build_fpn_p3p7_backbone",
+    "MODEL.FPN.BOTTOM_UP": "build_resnet_backbone",
+    "MODEL.FPN.TOP_BLOCK_IN_FEATURE": "res5",
+    "MODEL.RETINANET.HEAD_NAME": "RetinaNetHead",
+    "MODEL.RETINANET.BOX_SCALES": False,
+    "MODEL.RETINANET.IOU_BRANCH": False,
+    "MODEL.RETINANET.SCORE_VOTING": False,
+}
+
+
+def write_detectron2(cfg: CfgNode, path: str) -> None:
+    """Write ``path``, a config, and the weights that it names beside it, a ``.pth``.
+
+    Args:
+        cfg: with ``MODEL.WEIGHTS``.
+
+    Raises:
+        UserError: Detectron2 lacks a part of the model, or a file cannot be written.
+    """
+    for key, value in _STOCK.items():
+        if (found := _value(cfg, key)) != value:
+            raise UserError(
+                f"{key} is {found!r}, which Detectron2's RetinaNet does not have (it is as with "
+                f"{value!r}): export to onnx instead"
+            )
+    weights = load_model(cfg).state_dict()
+    del weights["loss_normalizer"]
+    stock = get_cfg()
+    _copy(cfg, stock)
+    stock.MODEL.META_ARCHITECTURE = "RetinaNet"
+    stock.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    stock.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = "smooth_l1"  # of training alone
+    stock.MODEL.WEIGHTS = os.path.splitext(os.path.abspath(path))[0] + ".pth"
+    try:
+        build_model(stock).load_state_dict(weights)
+    except (RuntimeError, LookupError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Detectron2's RetinaNet does not take these weights ({reason}): export to onnx instead"
+        ) from error
+    write_whole_file(stock.MODEL.WEIGHTS, lambda file: torch.save({"model": weights}, file))
+    write_whole_file(path, lambda file: file.write(stock.dump().encode()))
+
+
+def _copy(cfg: CfgNode, stock: CfgNode) -> None:
+    """The values of the keys that both have."""
+    for key, value in stock.items():
+        if isinstance(value, CfgNode):
+            _copy(cfg[key], value)
+        else:
+            stock[key] = cfg[key]
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
+    for name in key.split("."):
+        value = value.get(name, False)
+    return value

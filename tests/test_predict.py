@@ -1,0 +1,232 @@
+"""python -m retinanet_plugin predict: formats, stopping and going on, mistakes."""
+
+import csv
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import assert_equal_detections
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from retinanet_plugin import Predictor
+from retinanet_plugin.__main__ import main
+from retinanet_plugin.deploy.formats import write_csv, write_yolo
+from retinanet_plugin.deploy.tiles import detect_in_tiles
+
+pytest.importorskip("supervision")
+
+RECORD = {
+    "path": "/a/cat.jpg", "frame": None, "name": "cat", "width": 200, "height": 100,
+    "detections": [{"category_id": 1, "bbox": [20.0, 10.0, 40.0, 20.0], "score": 0.75}],
+}  # fmt: skip
+
+
+def predict(detector, *args):
+    main(["predict", str(detector.weights), *map(str, args)])
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The sources that predictors have detected in, in this test."""
+    looked_at, stream = [], Predictor.stream
+
+    def noted(self, images, **kwargs):
+        def sources():
+            for image in images:
+                looked_at.append(image)
+                yield image
+
+        return stream(self, sources(), **kwargs)
+
+    monkeypatch.setattr(Predictor, "stream", noted)
+    return looked_at
+
+
+# ------------------------------------------------------------------ formats
+
+
+def test_yolo_and_csv_by_hand(tmp_path):
+    write_yolo(str(tmp_path), [RECORD], ["ant", "bee"])
+    label = (tmp_path / "labels/cat.txt").read_text()
+    assert label == "1 0.200000 0.200000 0.200000 0.200000 0.750000\n"
+    assert (tmp_path / "classes.txt").read_text() == "ant\nbee\n"
+    write_csv(str(tmp_path), [RECORD], ["ant", "bee"])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["path"], row["class"], row["frame"]) == ("/a/cat.jpg", "bee", "")
+    assert [float(row[key]) for key in ("score", "x1", "y1", "x2", "y2")] == [0.75, 20, 10, 60, 30]
+
+
+def test_all_formats_of_a_folder(detector, tmp_path):
+    output = tmp_path / "out"
+    predict(detector, detector.images, "--output", output, "--format",
+            "coco", "yolo", "csv", "images", "crops", "--truth", detector.folder / "truth.json",
+            "--score-thresh", 0.5)  # fmt: skip
+    results = json.loads((output / "predictions.json").read_text())
+    expected = Predictor(detector.weights)(detector.images)
+    expected = [found[found.scores > 0.5] for found in expected]
+    assert len(results) == sum(map(len, expected)) > 0
+    assert {result["category_id"] for result in results} <= {3, 7}
+    for i, found in enumerate(expected):
+        of_image = [result for result in results if result["image_id"] == 10 + i]
+        scores = torch.tensor([result["score"] for result in of_image])
+        torch.testing.assert_close(scores, found.scores, rtol=0, atol=1e-5)
+        label = (output / f"labels/{i}.txt").read_text()
+        assert label.count("\n") == len(found)
+        assert cv2.imread(str(output / f"images/{i}.jpg")).shape[:2] == found.image_size
+    crops = len(list(output.glob("crops/*/*.jpg")))
+    assert 0 < crops <= len(results)  # none of what is smaller than a pixel
+
+
+def test_without_truth_images_and_categories_are_counted_from_1(detector, tmp_path):
+    predict(detector, detector.files[1], detector.files[0], "--output", tmp_path)
+    listed = json.loads((tmp_path / "images.json").read_text())
+    assert [image["id"] for image in listed["images"]] == [1, 2]
+    assert listed["images"][0]["file_name"] == str(detector.files[1])
+    assert [(c["id"], c["name"]) for c in listed["categories"]] == [(1, "bee"), (2, "ant")]
+
+
+# ------------------------------------------------------------------ stopping and going on
+
+
+def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
+    detector, tmp_path, looked_at, monkeypatch
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    predict(detector, detector.images, "--output", whole)
+    looked_at.clear()
+    stream, number = Predictor.stream, 0
+
+    def stops(self, images, **kwargs):
+        for number, found in enumerate(stream(self, images, **kwargs)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(Predictor, "stream", stops)
+    with pytest.raises(SystemExit, match="130"):
+        predict(detector, detector.images, "--output", parts)
+    monkeypatch.setattr(Predictor, "stream", stream)
+    with open(parts / "detections.jsonl", "ab") as file:
+        file.write(b'{"path": "cut o')  # by a power failure
+    looked_at.clear()
+    predict(detector, detector.images, "--output", parts)
+    assert looked_at == [str(path) for path in detector.files[2:]]
+    for name in ("predictions.json", "images.json", "detections.jsonl"):
+        assert (parts / name).read_text() == (whole / name).read_text(), number
+    looked_at.clear()
+    predict(detector, detector.images, "--output", parts)
+    assert looked_at == []
+
+
+def test_other_options_do_not_go_on(detector, tmp_path):
+    predict(detector, detector.files[0], "--output", tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*--score-thresh None and not 0\.7"):
+        predict(detector, detector.files[0], "--output", tmp_path, "--score-thresh", 0.7)
+
+
+def test_videos(detector, tmp_path, looked_at):
+    path, output = tmp_path / "film.mp4", tmp_path / "out"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (128, 96))
+    for i in range(6):
+        writer.write(np.full((96, 128, 3), 40 * i, np.uint8))
+    writer.release()
+    predict(detector, path, "--output", output, "--format", "coco", "images")
+    assert len(looked_at) == 6
+    lines = (output / "detections.jsonl").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["frame"] for line in lines[1:]] == list(range(6))
+    drawn = cv2.VideoCapture(str(output / "videos/film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    results = (output / "predictions.json").read_text()
+    # As if it had been stopped after three frames.
+    (output / "detections.jsonl").write_bytes(b"".join(lines[:4]))
+    looked_at.clear()
+    predict(detector, path, "--output", output)
+    assert len(looked_at) == 3
+    assert (output / "predictions.json").read_text() == results
+
+
+# ------------------------------------------------------------------ tiles
+
+
+class OneBoxPredictor:
+    """Finds what is white."""
+
+    def __call__(self, images):
+        found = []
+        for image in images:
+            ys, xs = np.nonzero(image[:, :, 0])
+            boxes = [[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]] if len(xs) else []
+            found.append(Instances(
+                image.shape[:2],
+                pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+                scores=torch.full((len(boxes),), 0.001 * len(xs)),  # most for what is whole
+                pred_classes=torch.zeros(len(boxes), dtype=torch.int64),
+            ))  # fmt: skip
+        return found
+
+    def to_supervision(self, found):
+        return Predictor.to_supervision(self, found)
+
+    class_names = ("white",)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (45, 40), (90, 180), (30, 100)])
+def test_tiles_put_boxes_where_they_are_and_merge_what_two_tiles_see(place):
+    y, x = place
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[y : y + 10, x : x + 10] = 255
+    found = detect_in_tiles(OneBoxPredictor(), image, 64)
+    assert found.image_size == (100, 200)
+    assert found.pred_boxes.tensor.tolist() == [[x, y, x + 10, y + 10]]
+
+
+def test_tiles_without_any_detection():
+    assert len(detect_in_tiles(OneBoxPredictor(), np.zeros((100, 200, 3), np.uint8), 64)) == 0
+
+
+def test_an_image_no_larger_than_a_tile_is_as_without(detector):
+    predictor = Predictor(detector.weights)
+    path = detector.files[2]  # turned by EXIF
+    assert_equal_detections([detect_in_tiles(predictor, path, 640)], predictor(path))
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_unreadable_files_are_named_and_left_out(detector, tmp_path, capsys):
+    folder = tmp_path / "in"
+    shutil.copytree(detector.images, folder)
+    (folder / "bad.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"error: 1 of 7 files could not be read.*bad\.png"):
+        predict(detector, folder, "--output", tmp_path / "out")
+    assert "WARNING: the image" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 6
+
+
+def test_two_files_of_one_name(detector, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "x.png")
+    predict(detector, tmp_path / "*" / "x.png", "--output", tmp_path / "out", "--format", "yolo")
+    assert {p.name for p in (tmp_path / "out/labels").iterdir()} == {"x.txt", "x-2.txt"}
+
+
+def test_mistakes_are_sentences(detector, tmp_path):
+    truth = detector.folder / "truth.json"
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    renamed = tmp_path / "renamed.json"
+    renamed.write_text(truth.read_text().replace('"bee"', '"wasp"'))
+    for inputs, sentence in (
+        (["nothing.jpg"], "there is no file or folder nothing.jpg"),
+        ([tmp_path / "empty.mp4"], "the video .* cannot be read"),
+        ([tmp_path / "other.png", "--truth", truth], "is not one of the images in"),
+        ([detector.files[0], "--truth", renamed], "has no category 'bee'"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            predict(detector, *inputs, "--output", tmp_path / "out")
