@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Check everything that can be checked, then launch :func:`main`."""
+    keep_console_readable()
     args = argument_parser().parse_args(argv)
     with one_sentence_errors(), stop_signals():
         check_before_training(setup_config(args), args)
@@ -74,5 +75,4 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_console_readable()
     run()

@@ -1,17 +1,35 @@
-"""Several processes: gradients are the mean of what each process alone would have."""
+"""Several processes: gradients are the mean of what each alone would have; failures are told once.
+
+They are forked from a server that has imported everything, which takes seconds less than starting
+Python for each.
+"""
 
 import copy
+import functools
+import math
+import multiprocessing
 import os
+import signal
 
 import pytest
 import torch
-from conftest import make_batch
+from conftest import ROOT, make_batch
+from detectron2.engine import defaults, launch
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from torch import distributed
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
+import train_net
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.checks import startup_checks
 from retinanet_plugin.engine.checks.device_checks import check_trained
 from retinanet_plugin.errors import UserError
+
+INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
+multiprocessing.set_forkserver_preload(["retinanet_plugin.engine", "pytest"])
+_start = functools.partial(start_processes, start_method="forkserver")
 
 
 def _gradients(model, batch):
@@ -41,7 +59,7 @@ def test_two_processes_share_gradients_and_keep_their_own_average(small_cfg, tmp
     alone = [copy.deepcopy(model) for _ in batches]
     expected = [_gradients(m, batch) for m, batch in zip(alone, batches)]
 
-    torch.multiprocessing.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    _start(_worker, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         gradients, normalizer = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert normalizer == alone[rank].loss_normalizer
@@ -50,16 +68,82 @@ def test_two_processes_share_gradients_and_keep_their_own_average(small_cfg, tmp
             assert (gradients[name] - mean).norm() <= 1e-4 * mean.norm() + 1e-8, name
 
 
+# ------------------------------------------------------------------ a training that fails
+
+
+def _main_that_fails(way, args):
+    """``train_net.main`` on CPUs, which fails in iteration 1; in a process of its own."""
+    torch.set_num_threads(1)
+    defaults.create_ddp_model = lambda model, **options: DistributedDataParallel(
+        model, broadcast_buffers=False
+    )
+    run_step = Trainer.run_step
+
+    def fail(trainer):
+        if trainer.iter == 1 and way == "all":
+            raise UserError("a mistake of all processes")
+        if trainer.iter == 1 and comm.get_rank() == 1:
+            if way == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            torch.nn.init.constant_(trainer.model.module.head.bbox_pred.bias, math.nan)
+        run_step(trainer)
+
+    Trainer.run_step = fail
+    return train_net.main(args)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("all", "a mistake of all processes"),
+        ("nan", "a loss is not finite in iteration 1"),
+        ("killed", "a process of the training was ended from outside"),
+    ],
+    ids=["all", "nan", "killed"],
+)
+def test_a_failure_is_told_once(way, said, digits_entries, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launch.__globals__["mp"], "start_processes", _start)
+    monkeypatch.setattr(train_net, "main", functools.partial(_main_that_fails, way))
+    for check in ("check_devices", "check_processes"):  # which refuse CPUs
+        monkeypatch.setattr(startup_checks, check, lambda cfg, args: None)
+    train = digits_entries[0]
+    opts = [
+        *("DATASETS.COCO_JSON", str([list(train)]), "DATASETS.TRAIN", str((train[0],))),
+        *("DATASETS.TEST", "()", "INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", "3"),
+        *("MODEL.RETINANET.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']"),  # all that the FPN has
+        *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128]]"),
+        *("OUTPUT_DIR", str(tmp_path)),
+    ]
+    processes = ["--num-gpus", "2", "--dist-url", "auto"]
+    with pytest.raises(SystemExit) as end:
+        train_net.run(["--config-file", INSTANT, *processes, "--opts", *opts])
+    console = capfd.readouterr()
+    told = str(end.value)  # which Python prints, with exit status 1
+    assert told.startswith(f"error: {said}")
+    assert "\n" not in told
+    assert said not in console.out + console.err
+    assert "Traceback" not in console.out + console.err
+    assert not multiprocessing.active_children()
+
+
+# ------------------------------------------------------------------ what would keep others waiting
+
+
 def test_weights_that_others_would_wait_for_in_vain(small_cfg):
     model = build_model(small_cfg)
     statistics = copy.deepcopy(model.state_dict())
-    check_trained(model)
+    check_trained(small_cfg, model, 2)
     assert model.training
     assert all(torch.equal(x, statistics[name]) for name, x in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     small_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6"]
     small_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256]]
+    model = build_model(small_cfg)
     with pytest.raises(UserError, match=r"2 parameters .*top_block\.p7\.weight.*: add p7"):
-        check_trained(build_model(small_cfg))
+        check_trained(small_cfg, model, 2)
+    check_trained(small_cfg, model, 1)  # which needs no gradient of them
+    small_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True  # by value: PyTorch wants one of each
+    with pytest.raises(UserError, match=r"set SOLVER\.CLIP_GRADIENTS\.CLIP_TYPE norm"):
+        check_trained(small_cfg, model, 1)
     small_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p7"]  # p7 is made of p6
-    check_trained(build_model(small_cfg))
+    check_trained(small_cfg, build_model(small_cfg), 2)

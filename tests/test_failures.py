@@ -139,6 +139,9 @@ OUTSIDE = {
     "text": (lambda f: b"\xff".decode(), "not in UTF-8"),
     "package": (lambda f: __import__("no_such_package"), "no_such_package"),
     "loss": (lambda f: not_a_number("Loss became infinite"), "SOLVER.BASE_LR"),
+    "batch norm": (
+        lambda f: torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1)), "SOLVER.IMS_PER_BATCH"
+    ),
     "killed worker": (
         lambda f: raised(RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. ")),
         "DATALOADER.NUM_WORKERS",
@@ -352,6 +355,7 @@ def quiet(monkeypatch):
     loggers = [logging.getLogger(f"detectron2.engine.{name}") for name in ("train_loop", "launch")]
     for logger in loggers:
         monkeypatch.setattr(logger, "filters", [])
+    keep_console_readable.cache_clear()
     keep_console_readable()
 
 

@@ -63,6 +63,7 @@ WRONG = [
 ]
 WRONG_IN_EVALUATION_TOO = [
     ("DATALOADER.NUM_WORKERS", -1),
+    ("DATALOADER.NUM_WORKERS", 1000),
     ("CUDNN_BENCHMARK", None),
     ("MODEL.DEVICE", ""),
     ("MODEL.MASK_ON", True),
@@ -87,7 +88,9 @@ WRONG_IN_EVALUATION_TOO = [
     ("MODEL.RETINANET.IGNORE_IOA_THRESH", 2.0),
     ("MODEL.RETINANET.IN_FEATURES", "[]"),
     ("MODEL.ANCHOR_GENERATOR.SIZES", "[[0], [32], [64]]"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[1e39], [32], [64]]"),  # infinite in float32
     ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[]]"),
+    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1e308]]"),
     ("INPUT.FORMAT", "BRG"),
     ("INPUT.FORMAT", "YUV-BT.601"),  # floats, which no weights can take
     ("INPUT.MAX_SIZE_TEST", 0),
@@ -152,6 +155,15 @@ CROP = ("INPUT.CROP.ENABLED", True)
         ([*CROP, "INPUT.CROP.TYPE", "x"], ["INPUT.CROP.TYPE is 'x'"]),
         ([*CROP, "INPUT.CROP.SIZE", "[1.5, 0.5]"], ["INPUT.CROP.SIZE is [1.5, 0.5]"]),
         ([*CROP, "INPUT.CROP.TYPE", "absolute"], ["INPUT.CROP.SIZE is [0.9, 0.9]", "whole"]),
+        (
+            [*CROP, "INPUT.CROP.TYPE", "absolute_range", "INPUT.CROP.SIZE", "[9, 5]"],
+            ["smaller first"],
+        ),
+        (
+            # Detectron2's fails after the last iteration; that of 0.6 does not have it.
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "SOLVER.WARMUP_ITERS", 0],
+            ["SOLVER.LR_SCHEDULER_NAME is "],
+        ),
         (["SOLVER.REFERENCE_WORLD_SIZE", 3], ["SOLVER.IMS_PER_BATCH is 2", "WORLD_SIZE 3"]),
         (["SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0], ["SOLVER.MOMENTUM is 0"]),
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 2)"], ["SOLVER.STEPS", "SOLVER.MAX_ITER, 2"]),

@@ -22,7 +22,8 @@ from ..data.images.image_files import ImageFacts, inspect_image_files
 from ..data.resized_boxes import resized_boxes
 from ..engine import Checkpointer, check_model, check_weights
 from ..engine.checks.config_checks import config_errors, config_warnings
-from ..engine.checks.device_checks import check_devices, check_processes
+from ..engine.checks.device_checks import check_devices, check_processes, check_trained
+from ..engine.checks.expected_results import check_expected_results
 from ..engine.checks.output_dir import check_output_dir
 from ..engine.checks.startup_checks import check_weights_fit
 from ..errors import UserError
@@ -96,8 +97,12 @@ class Doctor:
         self._section("machine", describe_machine, cfg)
         model = self._attempt(check_model, cfg)
         self._section("model", describe_model, cfg, model)
+        if model is not None:
+            self._attempt(check_trained, cfg, model, 1)
         self._section("weights", self._weights, model)
         self._attempt(self._read_data)
+        if all(name in self.datasets for name in cfg.DATASETS.TEST):
+            self._attempt(check_expected_results, cfg, self.datasets)
         for name in self.datasets:
             self._section(f"data set {name}", self._dataset, name, model)
         num_trained = self._num_trained()

@@ -14,13 +14,16 @@ from detectron2.utils.logger import setup_logger
 from .failures.sentences import is_of_a_user
 
 # Loggers, and how their messages begin that are for log.txt alone: the environment, the command
-# line, the config, the model, and how data are kept in memory.
+# line, the config, the model, how data are kept in memory, and what an evaluation is doing.
 _FOR_THE_LOG = (
     ("detectron2", ""),
     ("detectron2.engine.defaults", "Model:"),
     ("detectron2.data.common", ""),
     ("detectron2.data.dataset_mapper", ""),
     ("detectron2.data.build", "Using training sampler"),
+    ("detectron2.evaluation.evaluator", "Total inference pure compute time"),
+    ("detectron2.evaluation.coco_evaluation", "Preparing results"),
+    ("detectron2.evaluation.coco_evaluation", "Evaluating predictions"),
 )
 _MOST_LINES = 60  # of a message, such as a table of classes
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

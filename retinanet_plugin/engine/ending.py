@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,7 +63,10 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     if not comm.is_main_process():
         return
     ap = average_precision(results)
-    score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
+    if ap is not None and math.isnan(ap):  # as COCO's evaluation has it
+        score, ap = f"no detections on {cfg.DATASETS.TEST[0]}, ", None
+    else:
+        score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
     config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     look = ""
     if ap is not None and _shows_detections(cfg, config):

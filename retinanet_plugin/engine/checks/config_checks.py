@@ -55,7 +55,7 @@ def check_values(cfg: CfgNode, training: bool = True, num_processes: int = 1) ->
         errors = config_errors(cfg, training)
     if errors:
         more = len(errors) - 1
-        count = f" ({more} more mistakes: python -m retinanet_plugin doctor lists them)"
+        count = f" ({more} more: python -m retinanet_plugin doctor lists all mistakes)"
         raise UserError(errors[0] + (count if more else ""))
     for warning in config_warnings(cfg, training):
         logger.warning(warning)

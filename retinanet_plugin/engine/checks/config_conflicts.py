@@ -129,6 +129,8 @@ def _crop_errors(crop: CfgNode) -> Iterator[str]:
     if len(sizes) != 2 or not all(isinstance(x, (int, float)) and is_size(x) for x in sizes):
         right = "two shares above 0, up to 1" if relative else "two whole numbers of pixels"
         yield f"INPUT.CROP.SIZE is {sizes} but INPUT.CROP.TYPE {crop.TYPE}: write {right}"
+    elif crop.TYPE == "absolute_range" and sizes[0] > sizes[1]:
+        yield f"INPUT.CROP.SIZE is {sizes} but INPUT.CROP.TYPE {crop.TYPE}: write the smaller first"
 
 
 def _is_reversed_mean(cfg: CfgNode) -> bool:

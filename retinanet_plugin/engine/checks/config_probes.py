@@ -45,8 +45,15 @@ def _build_crop(cfg: CfgNode) -> None:
     T.RandomCrop(cfg.INPUT.CROP.TYPE, (1, 1))
 
 
-def _build_solver(cfg: CfgNode) -> None:
-    build_lr_scheduler(cfg, build_optimizer(cfg, torch.nn.Linear(1, 1)))
+def _build_solver(cfg: CfgNode) -> Any:
+    return build_lr_scheduler(cfg, build_optimizer(cfg, torch.nn.Linear(1, 1)))
+
+
+def _last_rate(cfg: CfgNode) -> None:
+    """The rate that is asked for once the last iteration is done, before model_final is saved."""
+    scheduler = _build_solver(cfg)
+    scheduler.last_epoch = cfg.SOLVER.MAX_ITER
+    scheduler.get_lr()
 
 
 def _build_loader(cfg: CfgNode) -> None:
@@ -105,12 +112,18 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
 
 
 def solver_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
-    """A sentence if Detectron2 builds no optimizer and schedule from the keys under ``SOLVER``."""
-    reason = _refusal(_build_solver, cfg) if training else ""
-    if reason:
+    """A sentence if Detectron2 makes no optimizer and schedule of the keys under ``SOLVER``."""
+    if not training:
+        return
+    if reason := _refusal(_build_solver, cfg):
         yield (
             "the optimizer and its schedule cannot be built from the keys under SOLVER "
             f"({reason}): correct them"
+        )
+    elif reason := _refusal(_last_rate, cfg):
+        yield (
+            f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME}, which in this Detectron2 "
+            f"fails at the end of the training ({reason}): choose another, such as WarmupCosineLR"
         )
 
 

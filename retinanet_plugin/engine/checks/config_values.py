@@ -82,7 +82,13 @@ def _rises(value: Any) -> bool:
 
 
 _POSITIVES = _list_of(_above(0), fewest=1)
-_LEVELS = _list_of(_either(_above(0), _POSITIVES), fewest=1)
+
+
+def _of_levels(check: _Check) -> _Check:
+    return _list_of(_either(check, _list_of(check, fewest=1)), fewest=1)
+
+
+_SIZE, _RATIO = _above(0, 1e5), _within(0.001, 1000)
 _ITERATIONS = "a whole number of iterations from 1"
 _OR_OFF = "a whole number from 0, which is off"
 _SHARE = "a number from 0 to 1"
@@ -115,14 +121,23 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
     ("MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT", _within(0), "a number from 0, such as 1.0"),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", _list_of(_above(0), 4, 4), "four numbers above 0"),
     ("MODEL.RETINANET.IGNORE_IOA_THRESH", _within(0, 1), f"{_SHARE}, such as 0.5"),
-    ("MODEL.ANCHOR_GENERATOR.SIZES", _LEVELS, "a list of sizes above 0 for each level"),
-    ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", _LEVELS, "a list of ratios above 0 for each level"),
+    (
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        _of_levels(_SIZE),
+        "a list for each level, of pixels above 0, such as [[32], [64], [128], [256], [512]]",
+    ),
+    (
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+        _of_levels(_RATIO),
+        "a list for each level, or one for all, of heights by widths from 0.001 to 1000",
+    ),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", _from_below(0, 1), "a number from 0 to below 1"),
     ("INPUT.MIN_SIZE_TEST", _whole(0), "pixels of the shorter side (0: images are not resized)"),
     ("INPUT.MAX_SIZE_TEST", _whole(1), "pixels of the longer side, such as 1333"),
     ("DATASETS.TRAIN", _list_of(_is_text), "a tuple of names of data sets, such as ('my_train',)"),
     ("DATASETS.TEST", _list_of(_is_text), "a tuple of names of data sets, such as ('my_val',)"),
-    ("DATALOADER.NUM_WORKERS", _whole(0), "a number of processes from 0"),
+    # So many for each GPU: of more, starting them alone would take the machine's memory.
+    ("DATALOADER.NUM_WORKERS", _whole(0, 256), "a number of processes from 0 to 256, such as 4"),
     ("TEST.DETECTIONS_PER_IMAGE", _whole(1), "a whole number from 1, such as 100"),
     (
         "TEST.EXPECTED_RESULTS",

@@ -70,22 +70,46 @@ def check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
 
 
-def check_trained(model: Any) -> None:
-    """Refuse levels of a RetinaNet that no loss reaches: several processes wait for their gradient.
+def check_trained(cfg: CfgNode, model: Any, processes: int) -> None:
+    """Refuse levels of a RetinaNet that no loss reaches, where each parameter needs a gradient.
 
     Args:
-        model: any; one that names backbone and levels otherwise than RetinaNet is not looked at.
+        model: of ``cfg``; one that names backbone and levels otherwise than RetinaNet is not looked
+            at.
+        processes: that train together; they wait for all gradients of each other.
 
     Raises:
         UserError: parameters of the backbone get no gradient from the levels of the head.
     """
-    backbone = getattr(model, "backbone", None)
-    used = getattr(model, "in_features", None) or getattr(model, "head_in_features", None)
-    if not isinstance(backbone, nn.Module) or not used:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if processes > 1:
+        harm, way_out = "several processes would wait for it", "train with --num-gpus 1"
+    elif clip.ENABLED and clip.CLIP_TYPE == "value":
+        harm = "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value cannot do without"
+        way_out = "set SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm"
+    else:
         return
+    used = getattr(model, "in_features", None) or getattr(model, "head_in_features", None) or []
+    idle, unused = _without_gradient(model, used)
+    if idle:
+        raise UserError(
+            f"MODEL.RETINANET.IN_FEATURES is {list(used)}, with which {len(idle)} parameters of "
+            f"the backbone get no gradient ({idle[0]} is the first): {harm}: add "
+            f"{', '.join(unused) or 'their levels'} with sizes of anchors, or {way_out}"
+        )
+
+
+def _without_gradient(model: Any, used: list[str]) -> tuple[list[str], list[str]]:
+    """Names of the backbone's parameters that ``used`` features do not depend on; other features.
+
+    None of the model's own is changed: no gradient, no statistics.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module) or not used:
+        return [], []
     parameters = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
     if not parameters:
-        return
+        return [], []
     was_training = backbone.training
     backbone.eval()  # batch norms take no statistics of it
     size = max(64, getattr(backbone, "size_divisibility", 0))
@@ -95,11 +119,4 @@ def check_trained(model: Any) -> None:
     total = sum(features[name].sum() for name in used)
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     idle = [name for name, gradient in zip(parameters, gradients) if gradient is None]
-    if idle:
-        missing = ", ".join(name for name in features if name not in used)
-        raise UserError(
-            f"MODEL.RETINANET.IN_FEATURES is {list(used)}, with which {len(idle)} parameters of "
-            f"the backbone get no gradient ({idle[0]} is the first): several processes would "
-            f"wait for it: add {missing or 'their levels'} with sizes of anchors, or train with "
-            "--num-gpus 1"
-        )
+    return idle, [name for name in features if name not in used]

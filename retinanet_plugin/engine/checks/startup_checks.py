@@ -52,8 +52,8 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_processes(cfg, args)
         check_output_dir(cfg.OUTPUT_DIR)
         model = check_model(cfg)
-        if not args.eval_only and num_processes(args) > 1:
-            check_trained(model)
+        if not args.eval_only:
+            check_trained(cfg, model, num_processes(args))
         datasets = check_datasets(cfg, args.eval_only)
         check_expected_results(cfg, datasets)
         check_image_files(datasets, cfg)

@@ -67,6 +67,7 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
         raise UserError(_with_details(sentence, _log_traceback(error))) from error
 
 
+@functools.cache  # once is enough
 def keep_console_readable() -> None:
     """What libraries and Python print on their own goes to ``log.txt`` alone: see the code.
 

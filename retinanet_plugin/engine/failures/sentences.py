@@ -94,6 +94,12 @@ KINDS = (
         "too many files are open ({reason}): raise the limit (ulimit -n 65536), or lower "
         "DATALOADER.NUM_WORKERS",
     ),
+    Kind(
+        (ValueError,),
+        "Expected more than 1 value per channel",
+        "a batch norm has a single value to take statistics of ({reason}): raise "
+        "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, or set its NORM to FrozenBN or GN",
+    ),
     Kind((RuntimeError,), "NCCL|EADDRINUSE|Address already in use|Gloo|socket", _PROCESSES),
     Kind(
         (BrokenPipeError,),
