@@ -45,7 +45,7 @@ class SmallDetector(NamedTuple):
 
 
 def write_small_detector(folder, config_file, name="ants"):
-    """Random weights whose heads find much; the norms and the classes are no one's default."""
+    """Random weights whose heads find much, with scores that differ; the norms and the classes are no one's default."""
     (folder / "images").mkdir()
     write_image_folder(folder / "images")
     register_coco_json([(name, str(folder / "truth.json"), str(folder / "images"))])
@@ -61,8 +61,8 @@ def write_small_detector(folder, config_file, name="ants"):
         for name, x in model.backbone.named_buffers():
             if "running" in name:
                 x.copy_(torch.rand(x.shape) + 0.5)
-    nn.init.normal_(model.head.cls_score.weight, std=0.3)
-    nn.init.constant_(model.head.cls_score.bias, 0.0)
+    nn.init.normal_(model.head.cls_score.weight, std=0.05)
+    nn.init.constant_(model.head.cls_score.bias, -2.0)
     Checkpointer(model, str(folder), cfg=cfg).save("model")
     (folder / "config.yaml").write_text(cfg.dump())
     return SmallDetector(folder, cfg, model)

@@ -119,7 +119,8 @@ def _detect(
     left = [path for path in images if (path, None) not in done]
     total = len(left) + sum(video.num_frames for video in videos)
     total -= sum(frame is not None for _, frame in done)
-    with tqdm(total=max(0, total), unit=" images", file=sys.stderr) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=max(0, total), unit=" images", file=sys.stderr, mininterval=interval) as bar:
         for work in (_images(left), *(_frames(video, done) for video in videos)):
             for (path, frame), found in _found(predictor, work, tiles):
                 if isinstance(found, UserError):
