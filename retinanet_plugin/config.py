@@ -60,6 +60,8 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.TASK_ALIGNED_BETA = 6.0
     retinanet.TASK_ALIGNED_TOPK = 13
     retinanet.TASK_ALIGNED_ATSS_SHARE = 0.33
+    # Boxes are clipped to the image before NMS, as torchvision and mmdetection do (stock: after it).
+    retinanet.CLIP_BEFORE_NMS = False
     # Detections are averaged with the candidates that NMS takes out (PAA's score voting).
     retinanet.SCORE_VOTING = False
     # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
@@ -83,9 +85,6 @@ def add_retinanet_config(cfg: CfgNode) -> None:
 
     # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
     cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
-    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
-    # norms, "" leaves the norms that timm builds.
-    cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
     # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
     # norms, "" leaves the norms that timm builds.
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})

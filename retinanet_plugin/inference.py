@@ -36,6 +36,7 @@ class RetinaNetInference(nn.Module):
         nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
         score_voting: bool = False,
+        clip_before_nms: bool = False,
     ) -> None:
         """
         Args:
@@ -45,6 +46,7 @@ class RetinaNetInference(nn.Module):
             nms_thresh (float): IoU above which the lower-scored box of a class is dropped.
             max_detections_per_image (int): detections kept, best first.
             score_voting (bool): boxes are averaged: see :func:`score_voting`.
+            clip_before_nms (bool): NMS sees boxes that are clipped to the image.
         """
         super().__init__()
         self.box2box_transform = box2box_transform
@@ -53,6 +55,7 @@ class RetinaNetInference(nn.Module):
         self.nms_thresh = nms_thresh
         self.max_detections_per_image = max_detections_per_image
         self.score_voting = score_voting
+        self.clip_before_nms = clip_before_nms
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -64,6 +67,7 @@ class RetinaNetInference(nn.Module):
             "nms_thresh": retinanet.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_voting": retinanet.SCORE_VOTING,
+            "clip_before_nms": retinanet.CLIP_BEFORE_NMS,
         }
 
     def extra_repr(self) -> str:
@@ -71,7 +75,7 @@ class RetinaNetInference(nn.Module):
             f"score_thresh={self.score_thresh}, topk_candidates={self.topk_candidates}, "
             f"nms_thresh={self.nms_thresh}, "
             f"max_detections_per_image={self.max_detections_per_image}, "
-            f"score_voting={self.score_voting}"
+            f"score_voting={self.score_voting}, clip_before_nms={self.clip_before_nms}"
         )
 
     def forward(
@@ -93,7 +97,7 @@ class RetinaNetInference(nn.Module):
 
         Returns:
             list[Instances]: of each image, with ``pred_boxes`` (absolute pixels of the padded
-            input, not clipped), ``scores`` and ``pred_classes``, best first.
+            input, clipped if that is asked for), ``scores`` and ``pred_classes``, best first.
         """
         return [
             self._detect_in_image(
@@ -117,6 +121,10 @@ class RetinaNetInference(nn.Module):
         levels = zip(anchors, pred_logits, pred_anchor_deltas, pred_ious)
         candidates = [self._candidates_of_level(*level) for level in levels]
         boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
+        if self.clip_before_nms:
+            clipped = Boxes(boxes)
+            clipped.clip(image_size)
+            boxes = clipped.tensor
         keep = batched_nms(boxes, scores, classes, self.nms_thresh)
         keep = keep[: self.max_detections_per_image]
         kept_boxes = boxes[keep]
