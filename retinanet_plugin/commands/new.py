@@ -26,16 +26,22 @@ from ..data.planning.intake import Intake, take_in
 from ..data.planning.network import PRECISION, base_of, base_path, choose_network
 from ..data.planning.plan import Wishes, plan_for_data
 from ..data.planning.schedule import USUAL_BATCH, in_words, plan_schedule
+from ..engine import check_weights
 from ..engine.step_cost import measure_fitting_batch, measure_machine
 from ..errors import UserError
 from ..report.plan_page import write_plan_page
 from ..report.planned_page import page_of
 from ..whole_files import write_whole_file
+from .browse import sheet_of
 
 _CPU_BUDGET, _GPU_BUDGET = 6 * 60.0, 60 * 60.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Of the first steps that are measured, before it is known which size is wanted.
 _DRAFT_EDGE = 256
+# Images on the plan's page, as the training sees them.
+_SHEET = 6
+# Classes whose counts are printed.
+_MOST_NAMED = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +79,9 @@ def run(args: argparse.Namespace) -> None:
     folder = os.path.abspath(args.folder)
     if os.path.lexists(os.path.join(folder, "config.yaml")):
         raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
+    check_weights(args.weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    budget = args.budget or (_CPU_BUDGET if device == "cpu" else _GPU_BUDGET)
-    wishes = Wishes(budget, not args.no_flip, args.weights)
+    wishes = _wishes(args, device)
 
     intake = take_in(args.train, args.val)
     named = _name_data(intake, folder)
@@ -88,21 +94,28 @@ def run(args: argparse.Namespace) -> None:
     plan = plan_for_data(train, machine, wishes)
     cfg.merge_from_list(options(plan.choices))
     batch, cost = measure_fitting_batch(cfg)
-    schedule = plan_schedule(
-        len(intake.train.images), len(intake.val.images), batch, plan.learning_rate, cost, budget
-    )
+    sizes = len(intake.train.images), len(intake.val.images)
+    schedule = plan_schedule(*sizes, batch, plan.learning_rate, cost, wishes.budget)
+    choices = [*plan.choices, *schedule.choices(wishes.budget)]
+    _print_section("decided", [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason])
+    for text in [*plan.warnings, *schedule.warnings(wishes.budget)]:
+        print(f"\nwarning: {text}")
 
-    choices = [*plan.choices, *schedule.choices(budget)]
-    _print_section("decided", _decisions(choices))
-    _write_config(folder, wishes, [*choices, *named])
     config_file = os.path.join(args.folder, "config.yaml")
     train_command = f"python train_net.py --config-file {shlex.quote(config_file)}"
-    page = os.path.join(folder, "plan.html")
-    write_plan_page(page, page_of(plan, train, choices, machine, train_command))
-    for text in [*plan.warnings, *schedule.warnings(budget)]:
-        print(f"\nwarning: {text}")
+    sheet = sheet_of(cfg, train.class_names, _SHEET)
+    page = page_of(plan, train, choices, machine, train_command, sheet)
+    write_plan_page(os.path.join(folder, "plan.html"), page)
+    _write_config(folder, wishes, [*choices, *named])  # last: with it the plan is whole
     print(f"\nwrote {config_file} and {os.path.join(args.folder, 'plan.html')}")
     print(f"training will take about {in_words(schedule.seconds)}:\n  {train_command}")
+
+
+def _wishes(args: argparse.Namespace, device: str) -> Wishes:
+    budget = args.budget or (_CPU_BUDGET if device == "cpu" else _GPU_BUDGET)
+    is_file = os.path.isfile(args.weights)
+    weights = os.path.abspath(args.weights) if is_file else args.weights
+    return Wishes(budget, not args.no_flip, weights)
 
 
 def _name_data(intake: Intake, folder: str) -> list[Choice]:
@@ -157,13 +170,6 @@ def _facts(intake: Intake) -> list[str]:
     named = [f"{name} {counts[name]:,}" for name in list(counts)[:_MOST_NAMED]]
     more = f", {len(counts) - _MOST_NAMED:,} more" if len(counts) > _MOST_NAMED else ""
     return [*lines, f"boxes to train on: {', '.join(named)}{more}"]
-
-
-_MOST_NAMED = 12
-
-
-def _decisions(choices: Sequence[Choice]) -> list[str]:
-    return [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason]
 
 
 def _write_config(folder: str, wishes: Wishes, choices: Sequence[Choice]) -> None:

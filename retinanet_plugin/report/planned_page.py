@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..data.anchor_fit import Anchors
 from ..data.dataset_facts import DatasetFacts
@@ -21,6 +22,7 @@ def page_of(
     choices: Sequence[Choice],
     machine: Machine,
     train_command: str,
+    sheet: Figure,
 ) -> Plan:
     """What :func:`retinanet_plugin.report.plan_page.write_plan_page` shows.
 
@@ -30,6 +32,7 @@ def page_of(
         choices: all that were made.
         machine: as it was measured.
         train_command: what a shell is to be given.
+        sheet: images as the training sees them.
     """
     widths, heights = np.median(facts.sizes, axis=0)
     names = facts.class_names
@@ -52,6 +55,7 @@ def page_of(
         },
         anchors_before=_choice(plan.anchors, plan.anchors.fit.before, names),
         anchors_after=_choice(plan.anchors, plan.anchors.fit.after, names),
+        sheet=sheet,
         commands=[("train", train_command)],
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 from ..anchor_fit import AnchorFit, fit_anchors
 from ..anchor_reach import resized
 from ..dataset_facts import DatasetFacts
+from ..findings import counted
 from .choice import Choice
 from .image_size import ImageSize
 
@@ -47,7 +48,7 @@ class AnchorPlan:
             Choice(
                 "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
                 self.fit.after.aspect_ratios[:1],
-                f"height / width; {count} anchors at a location are enough",
+                f"height / width; {counted(count, 'anchor', 'anchors')} at a location",
             ),
         ]
 

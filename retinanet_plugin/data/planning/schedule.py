@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from ..findings import counted
 from .choice import Choice, StepCost
 
 # Of what train_net.py does before its first step and after its last: imports, checks, checkpoints.
 START_SECONDS = 15.0
 # What a step takes beside what was measured: hooks, the log.
 _OVERHEAD = 1.03
+# Of an evaluation beside the images themselves: AP, pictures, a checkpoint.
+EVALUATION_SECONDS = 4.0
 # Evaluations may take this share of the time.
 EVAL_SHARE = 0.1
 _MOST_EVALUATIONS = 5
@@ -30,7 +33,8 @@ class Schedule:
     is_whole: bool  # the time was not what limits it
 
     def choices(self, budget: float) -> list[Choice]:
-        length = f"{self.epochs:.3g} times every image"
+        times = f"{self.epochs:,.0f}" if self.epochs >= 10 else f"{self.epochs:.2g}"
+        length = f"{times} times every image"
         if not self.is_whole:
             length += f", what {in_words(budget)} allow"
         period = max(1, -(-self.iterations // self.num_evaluations))
@@ -42,7 +46,8 @@ class Schedule:
             Choice(
                 "TEST.EVAL_PERIOD",
                 period,
-                f"{self.num_evaluations} evaluations; the best model is kept as model_best.pth",
+                f"{counted(self.num_evaluations, 'evaluation', 'evaluations')}; the best model is "
+                "kept as model_best.pth",
             ),
             Choice("SOLVER.CHECKPOINT_PERIOD", period, "as often"),
         ]
@@ -70,8 +75,8 @@ def plan_schedule(
         cost: as measured.
         budget: seconds for all of ``train_net.py``.
     """
-    evaluation = cost.eval_seconds * num_val
-    affordable = int(budget * EVAL_SHARE / evaluation) if evaluation else _MOST_EVALUATIONS
+    evaluation = EVALUATION_SECONDS + cost.eval_seconds * num_val
+    affordable = int(budget * EVAL_SHARE / evaluation)
     num_evaluations = max(1, min(affordable, _MOST_EVALUATIONS))
     step = cost.seconds * _OVERHEAD
     left = budget - START_SECONDS - num_evaluations * evaluation
