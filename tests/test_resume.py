@@ -3,6 +3,8 @@
 import copy
 import itertools
 import logging
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import torch
 from conftest import ROOT
 
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.output_lock import refuse_if_in_use
 from retinanet_plugin.engine.resume import changed_model, changed_values, check_run
 from retinanet_plugin.errors import UserError
 
@@ -70,6 +73,42 @@ def test_killed_at_random_moments(workers, kills, iterations, clean_env, tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "ended equal bit for bit, 0 did not" in done.stdout
+
+
+@pytest.fixture
+def other_training(tmp_path):
+    """Another process that holds OUTPUT_DIR as a training does, with a child that it forked."""
+    code = (
+        "import os, signal, sys\n"
+        "from retinanet_plugin.engine.output_lock import only_training_in\n"
+        "with only_training_in(sys.argv[1]):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    signal.pause()\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        yield process
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_two_trainings_in_one_folder(cfg, tmp_path, other_training):
+    words = rf"in use by another training \(process {other_training.pid} on .*: set another"
+    with pytest.raises(UserError, match=words):
+        refuse_if_in_use(cfg.OUTPUT_DIR)
+    trainer = build(cfg)
+    with pytest.raises(UserError, match=words):
+        trainer.train()
+    assert not list(tmp_path.glob("*.pth"))
+    # The system lets go of it, though a process that loads data may live on.
+    other_training.kill()
+    other_training.wait()
+    refuse_if_in_use(cfg.OUTPUT_DIR)
+    trainer = build(cfg)
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_precise_batch_norm_is_exact(cfg, tmp_path):

@@ -31,6 +31,7 @@ from .checkpoints.earlier_checkpoints import (
 )
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
+from .output_lock import only_training_in
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .tensorboard import ValidationPictures
@@ -104,12 +105,15 @@ class Trainer(ResumableTrainer):
         Before it, room is made for its files: see :func:`prepare_output_dir`.
 
         Raises:
-            UserError: see :func:`missed_results_in_words`.
+            UserError: see :func:`only_training_in` and :func:`missed_results_in_words`.
         """
         comm.synchronize()  # the files that are moved may be those that a process is loading
-        if comm.is_main_process():
-            prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
-        with missed_results_in_words(self.cfg, lambda: self._last_eval_results):
+        with (
+            only_training_in(self.cfg.OUTPUT_DIR),
+            missed_results_in_words(self.cfg, lambda: self._last_eval_results),
+        ):
+            if comm.is_main_process():
+                prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
             try:
                 super().train()
             except EarlyStop as stop:

@@ -25,6 +25,7 @@ from ..checkpoints.earlier_checkpoints import (
 )
 from ..checkpoints.weight_files import without_query
 from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
+from ..output_lock import refuse_if_in_use
 from ..resume import changed_model
 from .config_checks import check_values
 from .config_values import flattened
@@ -51,6 +52,8 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_devices(cfg, args)
         check_processes(cfg, args)
         check_output_dir(cfg.OUTPUT_DIR)
+        if not args.eval_only:
+            refuse_if_in_use(cfg.OUTPUT_DIR)
         model = check_model(cfg)
         if not args.eval_only:
             check_trained(cfg, model, num_processes(args))
