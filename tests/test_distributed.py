@@ -96,7 +96,7 @@ def _main_that_fails(way, args):
     ("way", "said"),
     [
         ("all", "a mistake of all processes"),
-        ("nan", "a loss is not finite in iteration 1"),
+        ("nan", "a loss of one of 2 processes is not finite in iteration 1"),
         ("killed", "a process of the training was ended from outside"),
     ],
     ids=["all", "nan", "killed"],

@@ -127,6 +127,19 @@ def test_wrong_values_do_not_hide_what_is_wrong_with_the_data(run_doctor, bad_en
         assert re.search(f"  error: .*{words}", report)
 
 
+def test_what_only_the_data_or_the_network_tell_of_the_config(run_doctor, digits_entries):
+    status, report, _ = run_doctor(
+        digits_entries,
+        TEST__EXPECTED_RESULTS=[["bbox", "AP-zero", 50.0, 1.0]],
+        MODEL__RETINANET__IN_FEATURES=["p3", "p4", "p5", "p6"],
+        MODEL__ANCHOR_GENERATOR__SIZES=[[16], [32], [64], [128]],
+        SOLVER__CLIP_GRADIENTS__ENABLED=True,  # by value
+    )
+    assert status.startswith("error: the doctor found 2 errors")
+    assert "TEST.EXPECTED_RESULTS has AP-zero, which the evaluation" in report
+    assert "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value cannot do without" in report
+
+
 def test_a_model_that_cannot_be_built_leaves_the_data(run_doctor, digits_entries):
     status, report, _ = run_doctor(digits_entries, MODEL__RETINANET__HEAD_NAME="NoHead")
     assert status.startswith("error: the doctor found ")

@@ -314,12 +314,16 @@ def test_an_error_of_files_that_a_user_raises(error, is_own):
 
 
 def in_a_process(rank, way):
+    if way == "lost" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     in_its_own_words(_ends, way)
 
 
 def _ends(way):
     if way == "file":
         Path("/none/a.json").read_text()
+    if way == "lost":  # as Gloo says of the other
+        raise RuntimeError("[../gloo/tcp/pair.cc:534] Connection closed by peer, Gloo")
     if way == "fault":
         [][1]
     if way == "exit":
@@ -327,7 +331,7 @@ def _ends(way):
     raise_stopped()
 
 
-@pytest.mark.parametrize("way", ["file", "fault", "exit", "signal"])
+@pytest.mark.parametrize("way", ["file", "fault", "exit", "signal", "lost"])
 def test_processes_that_a_training_starts(way, capfd):
     status, console = ending(
         lambda: start_processes(in_a_process, args=(way,), nprocs=2, start_method="fork"), capfd
@@ -341,6 +345,8 @@ def test_processes_that_a_training_starts(way, capfd):
         assert status.startswith("error: /none/a.json does not exist")
         assert "\n" not in status
         assert "Traceback" not in console.err
+    elif way == "lost":  # the one that failed first is told of
+        assert status.startswith("error: a process of the training was ended from outside")
     else:
         assert f"in {__file__}, which is not of this package" in status
         assert "Traceback" in console.err

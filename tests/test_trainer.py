@@ -85,6 +85,13 @@ def test_the_last_line_says_what_there_is_and_what_to_do_next(cfg, tmp_path, cap
     assert line.endswith(command) == has_config
 
 
+def test_the_last_line_of_a_model_that_detects_nothing(cfg, caplog):
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, {"bbox": {"AP": float("nan")}}, "model_final.pth")  # as COCO's has it
+    name = cfg.DATASETS.TEST[0]
+    assert caplog.messages == [f"done: no detections on {name}, weights in model_final.pth"]
+
+
 @pytest.mark.parametrize("eval_only", [True, False])
 def test_an_evaluation_leaves_the_config_of_the_training(cfg, tmp_path, monkeypatch, eval_only):
     path = tmp_path / "config.yaml"

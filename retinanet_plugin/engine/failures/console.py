@@ -5,6 +5,7 @@ import functools
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
@@ -16,9 +17,11 @@ from torch.multiprocessing import ProcessExitedException
 from ...errors import UserError
 from ..console_log import keep_warnings_off_the_console
 from ..signals import stop_signals
-from .sentences import is_own_exit, sentence_of, whose_fault
+from .sentences import is_lost_process, is_own_exit, sentence_of, whose_fault
 
 INTERRUPTED = 130
+# A process that lost another leaves it the time to be told of first.
+_FIRST_S = 3.0
 
 
 @contextlib.contextmanager
@@ -64,7 +67,10 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
             _tell_and_exit(error)
         if sentence is None:
             raise
-        raise UserError(_with_details(sentence, _log_traceback(error))) from error
+        log = _log_traceback(error)
+        if is_lost_process(error):
+            time.sleep(_FIRST_S)  # in which the launching process ends this one
+        raise UserError(_with_details(sentence, log)) from error
 
 
 @functools.cache  # once is enough

@@ -16,7 +16,8 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..checkpoints.finite_numbers import parameters_not_finite
 from ..validation import bare_model
-from .sentences import MEMORY_REMEDY, in_one_line, is_out_of_memory, sentence_of
+from .kinds import MEMORY_REMEDY
+from .sentences import in_one_line, is_out_of_memory, sentence_of
 from .training_step import TrainingStep, gradient_norm, is_finite, run_again
 
 STEP, WEIGHTS, CONFIG, SUMMARY = "step.pth", "model.pth", "config.yaml", "summary.json"
@@ -68,8 +69,10 @@ class StepRecorder:
         weights = _weights(model, step)  # before the model runs again
         spoiled = parameters_not_finite(model)
         summary = {**self._summary(step), "gradient_norm": norm, "weights_not_finite": spoiled}
-        said, culprits = "a loss is not finite", []
-        if comm.get_world_size() == 1:  # others would be waited for
+        said, culprits, processes = "a loss is not finite", [], comm.get_world_size()
+        if processes > 1:  # of which it is not known which: their losses are averaged
+            said = f"a loss of one of {processes} processes is not finite"
+        else:  # others would be waited for
             report = run_again(model, step)
             alone = [run_again(model, step, image=i) for i in range(len(step.inputs))]
             summary.update(losses=report.losses, levels=report.levels)
@@ -142,7 +145,10 @@ class StepRecorder:
                 write_whole_file(os.path.join(folder, file_name), write)
         except (OSError, UserError, MemoryError, RuntimeError) as error:
             return UserError(f"{said}: {remedy} (the step could not be kept: {sentence_of(error)})")
-        return UserError(f"{said}: {remedy}; the step is in {folder}, look at it with {command}")
+        of = f" of process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        return UserError(
+            f"{said}: {remedy}; the step{of} is in {folder}, look at it with {command}"
+        )
 
 
 def _weights(model: nn.Module, step: TrainingStep) -> dict[str, Tensor]:

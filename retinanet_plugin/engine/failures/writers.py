@@ -59,7 +59,8 @@ class DispensableWriter(EventWriter):
 def _reopen_removed_logs() -> None:
     for name in ("detectron2", "fvcore"):
         for handler in logging.getLogger(name).handlers:
-            path = getattr(getattr(handler, "stream", None), "name", "")
-            is_log = isinstance(handler, logging.StreamHandler) and str(path).endswith("log.txt")
-            if is_log and not os.path.exists(path):
+            if not isinstance(handler, logging.StreamHandler):
+                continue
+            path = str(getattr(handler.stream, "name", ""))
+            if path.endswith("log.txt") and not os.path.exists(path):
                 handler.setStream(open(path, "a"))  # noqa: SIM115
