@@ -1,5 +1,6 @@
 """Annotations: what is read of them, and what check_datasets says of those that cannot be."""
 
+import gc
 import json
 import logging
 import shlex
@@ -133,6 +134,19 @@ def test_files_of_other_formats(error_of, digits_entries, tmp_path, content, mes
     path = tmp_path / "val.json"
     path.write_bytes(content)
     assert message in error_of(val=(name, str(path), images))
+
+
+def test_reading_leaves_the_search_for_garbage_as_it_was(error_of, check, digits_entries, tmp_path):
+    name, _, images = digits_entries[1]
+    (tmp_path / "val.json").write_text("{")
+    assert "not JSON" in error_of(val=(name, str(tmp_path / "val.json"), images))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        check()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_folder_in_place_of_its_file(error_of, digits_entries, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..findings import Findings, name_alike, shown
 from .coco_entries import FORMAT, Unusable, is_id, read_annotation, read_category, read_image
+from .garbage import no_garbage_search
 from .json_file import Unreadable, convert_it, read_json
 
 
@@ -42,6 +43,7 @@ def read_coco(json_file: str, image_root: str, source: str, findings: Findings) 
     return None if content is None else to_coco_file(content, image_root, source, findings)
 
 
+@no_garbage_search()
 def read_content(json_file: str, source: str, findings: Findings) -> dict[str, Any] | None:
     """The lists ``images``, ``annotations`` and ``categories`` of a file; None after an error."""
     try:
@@ -65,6 +67,7 @@ def read_content(json_file: str, source: str, findings: Findings) -> dict[str, A
     return content
 
 
+@no_garbage_search()
 def to_coco_file(
     content: dict[str, Any], image_root: str, source: str, findings: Findings
 ) -> CocoFile:
