@@ -63,7 +63,7 @@ def exported_graph(network: TorchNetwork) -> ExportedGraph:
     if not isinstance(model, ModularRetinaNet):
         name = network.cfg.MODEL.META_ARCHITECTURE
         raise UserError(f"MODEL.META_ARCHITECTURE is {name}: only ModularRetinaNet is exported so")
-    if not isinstance(model.anchor_generator, DefaultAnchorGenerator):
+    if type(model.anchor_generator) is not DefaultAnchorGenerator:
         raise UserError(
             f"MODEL.ANCHOR_GENERATOR.NAME is {network.cfg.MODEL.ANCHOR_GENERATOR.NAME}: only "
             "DefaultAnchorGenerator is exported"
