@@ -38,6 +38,7 @@ with warnings.catch_warnings():
     from .backbone import build_fpn_p3p7_backbone
     from .config import add_retinanet_config
     from .errors import UserError
+    from .foreign_parts import WholePixelAnchorGenerator, build_fpn_linear_p7_backbone
     from .head import RETINANET_HEAD_REGISTRY, RetinaNetHead
     from .losses import (
         BOX_LOSS_REGISTRY,
@@ -68,7 +69,9 @@ __all__ = [
     "RetinaNetHead",
     "SigmoidLoss",
     "UserError",
+    "WholePixelAnchorGenerator",
     "add_retinanet_config",
+    "build_fpn_linear_p7_backbone",
     "build_fpn_p3p7_backbone",
     "build_timm_backbone",
     "sigmoid_focal_loss",

@@ -1,0 +1,35 @@
+"""Weights of torchvision and mmdetection as a model of this package, with the same detections.
+
+torchvision: retinanet_resnet50_fpn and its v2, also as DeepForest has them. mmdetection: RetinaNet.
+backbone: a ResNet for classification, of torchvision or timm, to train a detector from. OUTPUT gets
+model.pth, which predict and Predictor take, and config.yaml for train_net.py.
+"""
+
+import argparse
+
+from ..engine.checkpoints.weight_files import read_weights
+from ..foreign_weights import FORMATS, write_model
+from ..foreign_weights.translated import refuse_existing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=list(FORMATS))
+    parser.add_argument("file", metavar="FILE", help="a state dict: .pth, .pt, .safetensors")
+    parser.add_argument("output", metavar="OUTPUT", help="a folder for model.pth and config.yaml")
+    parser.add_argument(
+        "--class-names", nargs="+", default=[], metavar="NAME",
+        help="in the order of the model's classes (default: those that are known, or numbers)",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    refuse_existing(args.output)
+    source = f"the file {args.file}"
+    checkpoint = read_weights(args.file, "the file")
+    model = FORMATS[args.format](checkpoint, args.class_names, source)
+    model.check(source)
+    weights, config = write_model(model, args.output)
+    num_classes = model.settings.get("MODEL.RETINANET.NUM_CLASSES")
+    classes = "" if num_classes is None else f", classes: {num_classes}"
+    print(f"{model.title}: {len(model.weights)} tensors{classes}")
+    print(f"wrote {weights} and {config}")
