@@ -1,5 +1,7 @@
 """COCO's AP of detections in some files, by Detectron2's evaluator."""
 
+import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -48,6 +50,7 @@ def average_precision(
             evaluator.reset()
             for image_id, instances in zip(image_ids, found):
                 evaluator.process([{"image_id": image_id}], [{"instances": instances}])
-            return float(evaluator.evaluate(img_ids=image_ids)["bbox"]["AP"])
+            with contextlib.redirect_stdout(io.StringIO()):  # a table, by pycocotools
+                return float(evaluator.evaluate(img_ids=image_ids)["bbox"]["AP"])
     finally:
         logger.setLevel(level)
