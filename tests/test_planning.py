@@ -19,6 +19,8 @@ from retinanet_plugin.data.planning.network import base_of, base_path, choose_pr
 from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
 from retinanet_plugin.data.planning.schedule import START_SECONDS, in_words, plan_schedule
 
+# Boxes of 30 pixels that cover a quarter of 800x600.
+MANY_SMALL = [(x, y, 30, 30) for x in range(0, 780, 60) for y in range(0, 580, 60)]
 FAST, SLOW = Machine("cpu", 1e-3), Machine("cpu", 10.0)
 HOUR = 3600.0
 
@@ -74,12 +76,19 @@ def test_a_slow_machine_gets_smaller_images_down_to_a_limit():
 
 
 def test_time_that_loading_takes_is_not_there_for_pixels():
-    facts = facts_of((800, 600), [(10, 10, 30, 30)])
+    facts = facts_of((800, 600), MANY_SMALL)
     edges = [
         choose_image_size(facts, Machine("cpu", 0.5, loading), 360).short_edge
         for loading in (0.0, 0.1, 10.0)
     ]
     assert edges[0] > edges[1] > edges[2] == 128
+
+
+def test_windows_leave_time_for_larger_images():
+    slow = Machine("cpu", 1.0)
+    few, many = (facts_of((800, 600), boxes) for boxes in ([(10, 10, 30, 30)], MANY_SMALL))
+    assert choose_image_size(few, slow, 360).short_edge == 480
+    assert choose_image_size(many, slow, 360).short_edge < 480
 
 
 def test_every_class_counts_alike_for_the_size():
@@ -143,7 +152,7 @@ def test_windows_where_images_are_mostly_background():
     facts = facts_of((640, 640), [(10, 10, 48, 48)])
     size = choose_image_size(facts, FAST, HOUR)
     assert size.short_edge == 320
-    assert [choice.value for choice in choose_crop(facts, size)] == [0.5]
+    assert [choice.value for choice in choose_crop(facts, size.short_edge)] == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,7 @@ def test_windows_where_images_are_mostly_background():
 )
 def test_whole_images_where_objects_fill_them(boxes):
     facts = facts_of((640, 640), boxes)
-    assert choose_crop(facts, choose_image_size(facts, FAST, HOUR)) == []
+    assert choose_crop(facts, choose_image_size(facts, FAST, HOUR).short_edge) == []
 
 
 # ------------------------------------------------------------------ schedule

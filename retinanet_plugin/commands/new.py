@@ -27,7 +27,7 @@ from ..data.planning.network import PRECISION, base_of, base_path, choose_networ
 from ..data.planning.plan import Wishes, plan_for_data
 from ..data.planning.schedule import USUAL_BATCH, in_words, plan_schedule
 from ..engine import check_weights
-from ..engine.step_cost import measure_fitting_batch, measure_machine
+from ..engine.step_cost import measure_fitting_batch, measure_machine, quiet
 from ..errors import UserError
 from ..report.plan_page import write_plan_page
 from ..report.planned_page import page_of
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
 
     config_file = os.path.join(args.folder, "config.yaml")
     train_command = f"python train_net.py --config-file {shlex.quote(config_file)}"
-    sheet = sheet_of(cfg, train.class_names, _SHEET)
+    with quiet():
+        sheet = sheet_of(cfg, train.class_names, _SHEET)
     page = page_of(plan, train, choices, machine, train_command, sheet)
     write_plan_page(os.path.join(folder, "plan.html"), page)
     _write_config(folder, wishes, [*choices, *named])  # last: with it the plan is whole

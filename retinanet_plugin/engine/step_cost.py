@@ -82,7 +82,7 @@ def measure_step(cfg: CfgNode, seconds: float = 8.0) -> StepCost | None:
         None if the memory of the device is not enough.
     """
     cfg = cfg.clone()
-    with _quiet(), tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
+    with quiet(), tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
         try:
             trainer = Trainer(cfg)
             steps, loading = _times_of_steps(trainer, seconds)
@@ -144,8 +144,8 @@ def _no_memory(cfg: CfgNode) -> UserError:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What is logged of these steps is of no training."""
+def quiet() -> Iterator[None]:
+    """Nothing below an error is logged in here: it would be of no training."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

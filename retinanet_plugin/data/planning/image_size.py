@@ -9,6 +9,7 @@ import numpy as np
 from ..anchor_reach import resized
 from ..dataset_facts import DatasetFacts
 from .choice import Choice, Machine
+from .crops import window_share
 
 # Pixels that all but the smallest objects should have: three cells of P3, which has a stride of 8.
 WANTED_SIDE = 24
@@ -33,7 +34,6 @@ class ImageSize:
     short_edge: int
     max_size: int
     reason: str
-    megapixels: float  # mean, of an image after resizing
     small_side: float  # after resizing, of the smallest fifth of the boxes the largest, in pixels
 
     @property
@@ -68,9 +68,9 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     aspect = float(np.quantile(facts.sizes.max(axis=1) / edges, 0.95))
     aspect = min(aspect, _MOST_ASPECT)
 
-    def megapixels(edge: int) -> float:
+    def megapixels(edge: int) -> float:  # that training sees of an image
         sizes = resized(facts.sizes, edge, _max_size(edge, aspect))
-        return float(sizes.prod(axis=1).mean()) / 1e6
+        return float(sizes.prod(axis=1).mean()) / 1e6 * window_share(facts, edge) ** 2
 
     seen = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
     affordable = (seconds / seen - machine.loading_seconds) / machine.seconds_per_megapixel
@@ -84,7 +84,7 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     edge = _rounded(limits[reason])
     if edge == _LEAST_EDGE:
         reason = "the smallest that five levels of features make sense of"
-    return ImageSize(edge, _max_size(edge, aspect), reason, megapixels(edge), small * edge / native)
+    return ImageSize(edge, _max_size(edge, aspect), reason, small * edge / native)
 
 
 def _wanted(native: float, small: float) -> dict[str, float]:
@@ -120,8 +120,6 @@ def _rounded(edge: float) -> int:
 
 
 def _edge_of(megapixels: float, megapixels_of: Callable[[int], float]) -> float:
-    """The largest edge whose images are no larger."""
-    edge = _LEAST_EDGE
-    while edge < _MOST_EDGE and megapixels_of(edge + _STEP) <= megapixels:
-        edge += _STEP
-    return float(edge)
+    """The largest edge at which training sees no more pixels of an image."""
+    edges = range(_LEAST_EDGE, _MOST_EDGE + 1, _STEP)
+    return float(max((x for x in edges if megapixels_of(x) <= megapixels), default=_LEAST_EDGE))

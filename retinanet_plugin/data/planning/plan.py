@@ -58,7 +58,7 @@ def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> Data
         Choice("MODEL.RETINANET.NUM_CLASSES", len(facts.class_names), "the classes of the data"),
         *anchors.choices(),
         *size.choices(),
-        *choose_crop(facts, size),
+        *choose_crop(facts, size.short_edge),
         choose_flip(facts.class_names, wishes.flip),
     ]
     return DataPlan(size, anchors, choices, learning_rate_of_8(wishes.weights))
