@@ -159,3 +159,34 @@ def test_a_folder_that_cannot_be_written(register, tmp_path):
     with pytest.raises(UserError, match=r"file/inference/.* could not be written"):
         coco_evaluator(name, str(tmp_path / "file/inference"), 100)
     assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_detections_in_a_crowd_are_ignored(register, tmp_path, iscrowd):
+    """Two detections in the region score highest, then a hit, then one that finds nothing."""
+    box, region = [10, 10, 20, 20], [40, 0, 40, 80]
+
+    def one_object(coco):
+        image, category = coco["images"][0]["id"], coco["categories"][0]["id"]
+        coco["annotations"] = [
+            {"id": i, "image_id": image, "category_id": category, "bbox": bbox, "iscrowd": flag}
+            for i, bbox, flag in ((1, box, 0), (2, region, iscrowd))
+        ]
+        coco["images"] = coco["images"][:1]
+        coco["images"][0].update(width=96, height=96)
+
+    name, path = register(one_object)
+    DatasetCatalog.get(name)
+    found = Instances((96, 96))
+    found.pred_boxes = Boxes(
+        torch.tensor([[45.0, 5, 60, 20], [50, 40, 75, 70], [10, 10, 30, 30], [0, 60, 20, 80]])
+    )
+    found.scores, found.pred_classes = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4).long()
+    evaluator = coco_evaluator(name, str(tmp_path), 100)
+    evaluator.reset()
+    image_id = json.loads(Path(path).read_text())["images"][0]["id"]
+    evaluator.process([{"image_id": image_id}], [{"instances": found}])
+    # Without the crowd: two objects, of which one is found, with a precision of 1/3 up to recall
+    # 1/2: 51 of COCO's 101 recalls.
+    expected = 100 if iscrowd else 100 * 51 / 101 / 3
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(expected)

@@ -490,6 +490,17 @@ def test_weights_of_which_nothing_fits(refused, eval_only):
 
 
 @pytest.mark.parametrize("eval_only", [True, False])
+def test_weights_of_torchvision(refused, eval_only):
+    names = (
+        "backbone.body.conv1",
+        "backbone.fpn.inner_blocks.0.0",
+        "head.classification_head.cls_logits",
+    )
+    message = refused({f"{name}.weight": torch.zeros(9, 3, 3, 3) for name in names}, eval_only)
+    assert "python -m retinanet_plugin import-weights torchvision FILE OUTPUT converts" in message
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_of_a_training_that_failed(refused, state, eval_only, value):
     state["head.cls_score.bias"][0] = value

@@ -18,6 +18,7 @@ FROM_RANDOM_WEIGHTS = (
     "MODEL.RESNETS.NORM BN"
 )
 _CLASS_HEAD = "head.cls_score."
+_TORCHVISION = "head.classification_head."
 
 
 @dataclass
@@ -182,10 +183,16 @@ class WeightReport:
                 "training that failed, so take an earlier checkpoint"
             )
         if len(self.new) == len(self.sizes):
-            names = listed(self.unused or list(self.shapes))
+            names = self.unused or list(self.shapes)
+            remedy = "choose weights of this model or of its backbone"
+            if any(name.startswith(_TORCHVISION) for name in names):
+                remedy = (
+                    "it is torchvision's RetinaNet, which python -m retinanet_plugin "
+                    "import-weights torchvision FILE OUTPUT converts"
+                )
             raise UserError(
-                f"{self.source} fits the model in nothing: its names are {names}, and the model's "
-                f"{listed(list(self.sizes))}: choose weights of this model or of its backbone"
+                f"{self.source} fits the model in nothing: its names are {listed(names)}, and the "
+                f"model's {listed(list(self.sizes))}: {remedy}"
             )
 
     def _loads_class_head(self) -> bool:
