@@ -28,7 +28,9 @@ from retinanet_plugin.engine.checks.device_checks import check_trained
 from retinanet_plugin.errors import UserError
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-multiprocessing.set_forkserver_preload(["retinanet_plugin.engine", "pytest"])
+multiprocessing.set_forkserver_preload(
+    ["retinanet_plugin.engine", "retinanet_plugin.data.digits", "pytest"]
+)
 _start = functools.partial(start_processes, start_method="forkserver")
 
 
