@@ -71,7 +71,10 @@ def test_links_and_pictures_exist(page):
         assert target.startswith("https://") or (folder / target).exists(), target
 
 
-WRITTEN_BY_USERS = ("config.yaml", "my_train.py", "OUTPUT_DIR/failure-000123/")
+WRITTEN_BY_USERS = (
+    "config.yaml", "my_train.py", "OUTPUT_DIR/failure-000123/",
+    "base.yaml", "annotations/", "output/",  # of new
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -265,6 +268,10 @@ def shell_commands(*start):
     return found
 
 
+NEW = ("python", "-m", PACKAGE.name, "new")  # writes a config
+DIGITS = "configs/digits/retinanet_narrow_R_50_FPN.yaml"
+
+
 @pytest.fixture
 def nothing_is_registered(monkeypatch):
     """Data sets of examples stay out of Detectron2's catalog."""
@@ -275,7 +282,11 @@ def nothing_is_registered(monkeypatch):
 @pytest.mark.parametrize("arguments", shell_commands("python", "train_net.py"), ids=" ".join)
 def test_training_commands_are_understood(arguments, nothing_is_registered, monkeypatch):
     monkeypatch.chdir(ROOT)
-    check_config(setup_config(argument_parser().parse_args(arguments)))
+    args = argument_parser().parse_args(arguments)
+    planned = [f"{words[0]}/config.yaml" for words in shell_commands(*NEW)]
+    if args.config_file in planned:
+        args.config_file = DIGITS
+    check_config(setup_config(args))
 
 
 @pytest.mark.parametrize("arguments", shell_commands("python", "-m", PACKAGE.name), ids=" ".join)

@@ -82,6 +82,7 @@ def test_costs_are_measured(tmp_path):
     intake, wishes = take_in(data, None), Wishes(60.0)
     named = new._name_data(intake, str(tmp_path / "plan"))
     cfg = new._draft([*named, *choose_network("cpu", "")], wishes, intake)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.SOLVER.IMS_PER_BATCH = (64,), 2
     cost = measure_step(cfg, seconds=0.0)
     assert 0 <= cost.loading_seconds < cost.seconds < 60
     assert 0 < cost.eval_seconds < 60
