@@ -296,7 +296,7 @@ def test_other_commands_are_understood(arguments, nothing_is_registered, monkeyp
     monkeypatch.setattr(COMMANDS[arguments[0]], "run", ran.append)
     main(arguments)
     (args,) = ran
-    if hasattr(args, "config_file"):
+    if hasattr(args, "opts"):
         read_config(args)
 
 
