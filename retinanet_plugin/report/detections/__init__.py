@@ -1,0 +1,1 @@
+"""The report of detections: how good they are, where they fail, at which score to cut them."""

@@ -1,0 +1,211 @@
+"""python -m retinanet_plugin report: the files that it writes, hostile names, mistakes."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from small_detector import write_small_detector
+
+from retinanet_plugin.__main__ import main
+
+FIGURES = ("precision_recall", "f1", "calibration", "confusion_matrix")
+HOSTILE = ['<script>alert("1")</script>', "'\"><img src=x onerror=y>", "items", "$x_"]
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def truth_of(names=("cat", "dog"), num_images=2, boxes=2):
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in range(num_images)
+        ],
+        "annotations": [
+            {"id": 10 * i + j, "image_id": i, "category_id": j % len(names), "bbox": [5, 5, 30, 30]}
+            for i in range(num_images)
+            for j in range(boxes)
+        ],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+    }
+
+
+RESULTS = [
+    {"image_id": 0, "category_id": 0, "bbox": [5, 5, 30, 30], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [50, 5, 20, 30], "score": 0.5},
+]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with truth.json, results.json and images/."""
+    write(tmp_path / "truth.json", truth_of())
+    write(tmp_path / "results.json", RESULTS)
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / f"images/{i}.png")
+    return tmp_path
+
+
+def report(place, *args):
+    given = args or ("--results", place / "results.json")
+    common = ["--truth", place / "truth.json", "--images", place / "images"]
+    main(["report", *map(str, [*common, "--output", place / "report", *given])])
+    return json.loads((place / "report/report.json").read_text())
+
+
+def test_the_page_asks_nothing_of_a_network_and_its_figures_lie_beside_it(place):
+    numbers = report(place)
+    names = {path.name for path in (place / "report").iterdir()}
+    figures = {f"{name}.png" for name in (*FIGURES, "worst_images")}
+    assert names == {"report.html", "report.json", *figures}
+    page = (place / "report/report.html").read_text()
+    tags = Tags(page)
+    sources = [attributes["src"] for attributes in tags.all("img")]
+    assert len(sources) == len(FIGURES) + 2  # both images have errors
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not tags.all("link")
+    assert not any("src" in x for x in tags.all("script"))
+    assert "http" not in page
+    assert "url(" not in page
+    assert numbers["num_images"] == 2
+    assert numbers["num_boxes"] == 4
+    # Of each class one of two boxes, or none, at any IoU.
+    assert numbers["metrics"]["AP50"] == pytest.approx(51 / 101 / 2)
+    assert set(numbers["score_thresholds"]) == {"cat", "dog"}
+
+
+def test_what_the_slider_counts_with(place):
+    report(place)
+    page = (place / "report/report.html").read_text()
+    counts = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert counts["boxes"] == [2, 2]
+    ((cats, dogs),) = counts["hits"]
+    assert (sum(cats), sum(dogs)) == (91, 0)  # from 0, 0.01, ... 0.9
+    assert [sum(row) for row in counts["falseAlarms"][0]] == [0, 51]
+    shown = re.findall(r'<g class="(\w+)" data-score="([\d.]+)"', page)
+    assert shown.count(("truth", "0.9")) == shown.count(("hit", "0.9")) == 1
+    assert shown.count(("truth", "2")) == 3
+    assert shown.count(("false", "0.5")) == 1
+
+
+def test_two_detectors_side_by_side(place):
+    (place / "other").mkdir()
+    better = [{**RESULTS[0], "category_id": k, "image_id": i} for i in (0, 1) for k in (0, 1)]
+    other = write(place / "other/results.json", better)
+    numbers = report(place, "--results", place / "results.json", "--results", other)
+    assert numbers["compared_with"]["detector"] == "other/results.json"
+    assert numbers["compared_with"]["metrics"]["AP"] == pytest.approx(1)
+    change = numbers["difference"]["metrics"]["AP"]
+    assert change == pytest.approx(1 - numbers["metrics"]["AP"])
+    low, high = numbers["difference"]["intervals"]["AP"]
+    assert low <= change <= high
+    names = {path.name for path in (place / "report").iterdir()}
+    assert {f"{name}_2.png" for name in FIGURES} <= names
+
+
+def test_a_detector_and_its_copy_differ_by_nothing(place):
+    """Intervals are of pairs: both are measured on the same images."""
+    copy = write(place / "copy.json", RESULTS)
+    numbers = report(place, "--results", place / "results.json", "--results", copy)
+    assert set(map(tuple, numbers["difference"]["intervals"].values())) == {(0, 0)}
+
+
+def test_names_are_text_whatever_they_are(place):
+    truth = truth_of(HOSTILE, boxes=len(HOSTILE))
+    truth["images"][0]["file_name"] = name = "'\"><b onclick=x>.png"
+    (place / "images/0.png").rename(place / "images" / name)
+    write(place / "truth.json", truth)
+    numbers = report(place)
+    assert list(numbers["score_thresholds"]) == HOSTILE
+    tags = Tags((place / "report/report.html").read_text())
+    assert len(tags.all("script")) == 2
+    assert not any("onerror" in x or "onclick" in x for _, x in tags.tags)
+
+
+def test_without_pictures(place, capsys):
+    (place / "images/0.png").unlink()
+    (place / "images/1.png").unlink()
+    report(place)
+    assert "WARNING: the page lacks pictures:" in capsys.readouterr().err
+    assert not (place / "report/worst_images.png").exists()
+    assert "Some pictures are not shown" in (place / "report/report.html").read_text()
+
+
+def test_from_weights(tmp_path):
+    """What the predictor finds is kept as results, which give the same report."""
+    detector = write_small_detector(
+        tmp_path, str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"), "bees"
+    )
+    numbers = report(tmp_path, "--weights", detector.weights, "--device", "cpu")
+    assert numbers["num_detections"] > 0
+    found = tmp_path / "report/detections.json"
+    found.rename(tmp_path / "found.json")
+    for path in (tmp_path / "report").iterdir():
+        path.unlink()
+    again = report(tmp_path, "--results", tmp_path / "found.json")
+    assert again["metrics"] == numbers["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "there are no detections"),
+        ({"images": []}, "it is an annotation file, no list of detections"),
+        (7, "it is 7, no list"),
+        ([{**RESULTS[0], "image_id": 99}], "entry 0 has image_id 99, and the truth has no such"),
+        ([*RESULTS, {**RESULTS[0], "category_id": 5}], "entry 2 has category_id 5"),
+        ([{**RESULTS[0], "category_id": [5]}], r"entry 0 has category_id \[5\]"),
+        ([{**RESULTS[0], "bbox": [1, 2, 3]}], r"entry 0 has bbox \[1, 2, 3\], not four numbers"),
+        ([{**RESULTS[0], "bbox": [1, 2, -3, 4]}], "of a negative width or height"),
+        ([{**RESULTS[0], "bbox": [1, 2, float("nan"), 4]}], "not four numbers"),
+        ([{**RESULTS[0], "score": 1.5}], "has score 1.5, not a number from 0 to 1"),
+        ([{"image_id": 0, "category_id": 0, "score": 0.5}], "entry 0 has no 'bbox'"),
+        (["x"], 'entry 0 is "x"'),
+    ],
+)
+def test_wrong_results_are_one_sentence(place, results, message):
+    write(place / "results.json", results)
+    assert_fails(place, message)
+
+
+def assert_fails(place, message, *args):
+    with pytest.raises(SystemExit, match=message) as ended:
+        report(place, *args)
+    assert ended.value.code.startswith("error: ")
+    assert "\n" not in ended.value.code
+
+
+def test_other_mistakes(place):
+    results = ("--results", place / "results.json")
+    assert_fails(place, "given twice", *results, *results)
+    assert_fails(place, "given 3 times: give one or two", *results, *results, *results)
+    assert_fails(place, "cannot be read", "--results", place / "none.json")
+    (place / "text.json").write_text("[1,")
+    assert_fails(place, "not JSON", "--results", place / "text.json")
+    write(place / "truth.json", truth_of(boxes=0))
+    assert_fails(place, "has no boxes to find")
+    (place / "report").mkdir()
+    (place / "report/notes.txt").write_text("mine")
+    assert_fails(place, "exists: name a new folder")
+    assert (place / "report/notes.txt").read_text() == "mine"
