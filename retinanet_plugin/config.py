@@ -54,13 +54,13 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.MATCHER_LOW_QUALITY_TO_CAUSE = False
     # ATSSMatcher: k, the locations nearest to a box's centre, on each level, that are candidates.
     retinanet.ATSS_TOPK = 9
-    # TaskAlignedMatcher: powers of score and IoU, most foreground anchors of a box, and the share of
-    # the training, at its start, in which ATSSMatcher stands in.
+    # TaskAlignedMatcher: powers of score and IoU, most foreground anchors of a box, and the share
+    # of the training, at its start, in which ATSSMatcher stands in.
     retinanet.TASK_ALIGNED_ALPHA = 1.0
     retinanet.TASK_ALIGNED_BETA = 6.0
     retinanet.TASK_ALIGNED_TOPK = 13
     retinanet.TASK_ALIGNED_ATSS_SHARE = 0.33
-    # Boxes are clipped to the image before NMS, as torchvision and mmdetection do (stock: after it).
+    # Boxes are clipped to the image before NMS, as torchvision and mmdetection do (stock: after).
     retinanet.CLIP_BEFORE_NMS = False
     # Detections are averaged with the candidates that NMS takes out (PAA's score voting).
     retinanet.SCORE_VOTING = False
@@ -85,8 +85,8 @@ def add_retinanet_config(cfg: CfgNode) -> None:
 
     # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
     cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
-    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its batch
-    # norms, "" leaves the norms that timm builds.
+    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its
+    # batch norms, "" leaves the norms that timm builds.
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
     # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
     cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"

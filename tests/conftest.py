@@ -23,7 +23,7 @@ from retinanet_plugin.execution.cpu_conv import context, winograd
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train_net.py
-# A shell makes what it starts with & ignore Ctrl-C, and so would this process and all that it starts.
+# A shell makes what it starts with & ignore Ctrl-C; so would this process, and all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

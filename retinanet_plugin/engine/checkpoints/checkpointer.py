@@ -144,7 +144,8 @@ class Checkpointer(DetectionCheckpointer):
             UserError: the file cannot be read, or fits in more ways than one.
         """
         if isinstance(path, FoundCheckpoint):
-            path, checkpoint = path.path, checked_weights(path.content, f"{source} {path.path}")
+            checkpoint = checked_weights(path.content, f"{source} {path.path}")
+            path = path.path
         else:
             checkpoint = read_weights(path, source)
         checkpoint["model"] = with_names_of_model(checkpoint["model"], self.model, self.cfg, path)
