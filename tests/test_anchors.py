@@ -349,7 +349,7 @@ def test_another_matcher_is_told_from_the_measure(run_anchors):
 def test_mistakes_are_sentences(run_anchors, tmp_path):
     for arguments, opts, message in (
         (["--output", "a.txt"], {}, "--output a.txt is no config file"),
-        (["--output", str(tmp_path / "mine.yaml")], {}, "is the config file that the new one"),
+        (["--output", str(tmp_path / "mine.yaml")], {}, "mine.yaml exists already: delete it, or"),
         ([], {"MODEL__RETINANET__IOU_LABELS": "[0, -1, -1]"}, "IOU_LABELS"),
         ([], {"DATASETS__TRAIN": "('nothing',)"}, "no data set is registered as 'nothing'"),
     ):

@@ -196,7 +196,7 @@ def test_the_ending_tells_the_format(source, tmp_path, capsys):
         target = tmp_path / f"out{ending}"
         main(["convert", source, str(target), "--images", images])
         assert key in target.read_text()
-    with pytest.raises(SystemExit, match="error: out does not tell the format to write: add"):
+    with pytest.raises(SystemExit, match="/out does not tell the format to write: add"):
         main(["convert", source, str(tmp_path / "out"), "--images", images])
 
 

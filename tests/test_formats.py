@@ -124,12 +124,25 @@ def test_yolo_label_without_image_and_images_without_labels(tmp_path):
     assert "no image has a label file, such as" in message(tmp_path)
 
 
+def test_yolo_label_without_image_beside_others(tmp_path):
+    image(tmp_path / "a.jpg")
+    write(tmp_path / "a.txt", "\n0 0.5 0.5 0.2 0.4")
+    write(tmp_path / "classes.txt", "cat")
+    write(tmp_path / "README.txt", "made by hand")
+    assert read_dataset(tmp_path).num_boxes == 1
+    write(tmp_path / "b.heic", "")
+    stray = write(tmp_path / "b.txt", "0 0.5 0.5 0.2 0.4")
+    assert f"the label file {stray} has no image" in message(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
         ({"nc": 3}, "has nc 3, but 2 names"),
         ({"names": "[cat, cat]"}, "has the name cat twice"),
         ({"names": "{1: cat, 2: dog}"}, "number them from 0 on"),
+        ({"names": "[yes, no]"}, "a name that YAML reads as True: write it in quotation marks"),
+        ({"path": "gone", "train": "x"}, "there is no .*/gone/x: correct it, or the key path"),
         ({"names": "3"}, "has names 3: list the names"),
         ({"train": "gone"}, "has train: gone, but there is no"),
         ({"names": "[cat"}, "is not YAML"),
@@ -152,6 +165,8 @@ def test_yolo_splits_lists_and_roboflows_paths(tmp_path):
     write(tmp_path / "list.txt", "./train/images/train.jpg\n")
     write(path, "path: .\ntrain: list.txt\nnames: [cat]\n")
     assert list(boxes_of(read_dataset(path))) == ["train.jpg"]
+    write(tmp_path / "list.txt", "data/train/images/train.jpg\n")  # as CVAT and darknet write
+    assert list(boxes_of(read_dataset(path))) == ["train.jpg"]
     write(tmp_path / "list.txt", "train/images/gone.jpg\n")
     assert "line 1 of" in message(path)
 
@@ -170,6 +185,24 @@ def test_yolo_folders_without_yaml(tmp_path, image_file, label):
     assert dataset.class_names == ["cat"]
     assert dataset.num_boxes == 1
     assert dataset.images[0].split == ("train" if "train/" in image_file else "")
+
+
+@pytest.mark.parametrize("name", ["my.names", "obj/_darknet.labels", "labels.txt"])
+def test_yolo_class_names_in_other_files(tmp_path, name):
+    image(tmp_path / "obj/a.jpg")
+    write(tmp_path / "obj/a.txt", "1 0.5 0.5 0.2 0.4")
+    write(tmp_path / name, "cat\ndog\n")
+    assert read_dataset(tmp_path).class_names == ["cat", "dog"]
+
+
+def test_yolo_folders_of_different_classes_are_not_one_data_set(tmp_path):
+    for part, names in (("one", "cat\ndog\n"), ("two", "dog\ncat\n")):
+        image(tmp_path / part / f"{part}.jpg")
+        write(tmp_path / part / f"{part}.txt", "0 0.5 0.5 0.2 0.4")
+        write(tmp_path / part / "classes.txt", names)
+    assert "one/classes.txt and" in message(tmp_path)
+    assert "name one of their folders" in message(tmp_path)
+    assert read_dataset(tmp_path / "two").class_names == ["dog", "cat"]
 
 
 def test_yolo_labels_with_the_images_elsewhere(tmp_path):
@@ -316,6 +349,15 @@ def createml(label="cat", **coordinates):
     return [{"image": "a.jpg", "annotations": [{"label": label, "coordinates": coordinates}]}]
 
 
+def test_createml_files_of_splits_are_one_data_set(tmp_path):
+    box = {"label": "cat", "coordinates": {"x": 20, "y": 20, "width": 10, "height": 8}}
+    for split in ("train", "valid"):
+        image(tmp_path / split / f"{split}.jpg")
+        entry = {"image": f"{split}.jpg", "annotations": [box]}
+        write(tmp_path / split / "_annotations.createml.json", [entry])
+    assert [x.split for x in read_dataset(tmp_path).images] == ["train", "val"]
+
+
 def test_createml_coordinates_are_centre_and_size_in_pixels(tmp_path):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / "_annotations.createml.json", createml())
@@ -354,6 +396,9 @@ def test_createml_that_is_not_so(tmp_path, old, new, expected):
         "\ufeffxmin;ymin;xmax;ymax;label;image\n1;2;30;40;cat;a.jpg\n0;0;0;0;;b.jpg\n",
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
         "a,x,cat,1,0.01,0.3,0.04,0.8,0\nb,x,,1,0,0,0,0,0\n",  # Open Images
+        "cat,1,2,29,38,a.jpg,100,50\n,0,0,0,0,b.jpg,100,50\n",  # makesense.ai
+        "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height\n"
+        "cat,1,2,29,38,a.jpg,100,50\ncat,0,0,0,0,b.jpg,100,50\n",
     ],
 )
 def test_csv_tables(tmp_path, text):
@@ -372,6 +417,11 @@ def test_csv_tables(tmp_path, text):
         ("a.jpg,1,2,3,4,cat\na.jpg,1,2,3,x,cat\n", 'line 2 of .* has y2 "x": write a number'),
         ("a.jpg,1,2,3,4,cat\na.jpg,1,2,3,4,\n", 'line 2 of .* has the class ""'),
         ("a.jpg,1,2,3,4,cat\n,1,2,3,4,cat\n", "line 2 of .* names no image"),
+        (
+            "cat,1,2,-3,4,a.jpg,9,9\n",
+            r"has bbox_x \+ bbox_width -2, which is less than its bbox_x 1",
+        ),
+        ("a.jpg,0.1,0.2,0.3,0.4,cat\n", r"all boxes of .* are in the first pixel"),
         ("image,xmin,ymin,xmax,label\na.jpg,1,2,3,cat\n", "has no column for y2 in its first line"),
         ("image,xmin,ymin,xmax,ymax\na.jpg,1,2,3,4\n", "has no column for label"),
         ("image,xmin,ymin,xmax,ymax,label\n", "has no row below the names"),
@@ -381,6 +431,12 @@ def test_csv_that_is_not_so(tmp_path, text, expected):
     image(tmp_path / "a.jpg")
     with pytest.raises(UserError, match=expected):
         read_dataset(write(tmp_path / "boxes.csv", text))
+
+
+def test_csv_in_another_encoding_is_told(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_bytes("image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,caf\xe9\n".encode("latin-1"))
+    assert "save it as CSV in UTF-8" in message(path)
 
 
 def test_via_csv(tmp_path):
@@ -444,6 +500,19 @@ def test_coco_files_of_splits_are_one_data_set(tmp_path):
     assert "both" in message(tmp_path)
 
 
+def test_a_split_without_images_is_none(tmp_path):
+    image(tmp_path / "train/a.jpg")
+    write(tmp_path / "train/_annotations.coco.json", coco(["a.jpg"]))
+    write(tmp_path / "test/_annotations.coco.json", coco([]) | {"annotations": []})
+    assert list(boxes_of(read_dataset(tmp_path))) == ["a.jpg"]
+
+
+def test_file_names_that_no_format_can_hold(tmp_path):
+    image(tmp_path / "a\nb.jpg")
+    path = write(tmp_path / "coco.json", coco(["a\nb.jpg"]))
+    assert "control characters in its name" in message(path)
+
+
 def test_images_that_are_in_two_places_are_not_guessed(tmp_path):
     for name in ("train", "val"):
         image(tmp_path / name / "1.jpg")
@@ -488,7 +557,7 @@ def test_no_format_and_no_path(tmp_path):
     assert "looked for a COCO or CreateML file" in message(tmp_path)
     image(tmp_path / "a.jpg")
     write(tmp_path / "a.md", "")
-    assert message(tmp_path).endswith("and found 1 images, 1 .md")
+    assert message(tmp_path).endswith("and found 1 image, 1 .md")
     assert "is of no known format" in message(write(tmp_path / "x.json", '{"a": 1}'))
 
 
@@ -508,6 +577,7 @@ def test_two_formats_are_told_with_what_to_name(tmp_path):
         ("a.xml", "<annotations><image/></annotations>", "export it from CVAT as COCO 1.0"),
         ("a.json", '{"_via_img_metadata": {"shape_attributes": 1}}', "export it from VIA as CSV"),
         ("a.json", '[{"annotations": [{"result": []}], "image": 1}]', "Label Studio"),
+        ("a.jpg.json", '{"objects": [{"classTitle": "cat"}], "size": {}}', "from Supervisely as"),
     ],
 )
 def test_formats_that_are_known_but_not_read(tmp_path, name, content, expected):

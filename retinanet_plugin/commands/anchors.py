@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     cfg = read_config(args)
     output = args.output or os.path.join(cfg.OUTPUT_DIR, "anchors.yaml")
-    _check_output(output, args.config_file)
+    _check_output(output)
     check_values(cfg)
     threshold = foreground_iou(cfg)
     if threshold is None:
@@ -83,13 +83,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"  python train_net.py --config-file {shlex.quote(output)}{options}")
 
 
-def _check_output(output: str, config_file: str) -> None:
+def _check_output(output: str) -> None:
+    """What is there may be a config that others build on, or the given one itself."""
     if not output.endswith((".yaml", ".yml")):
         raise UserError(f"--output {output} is no config file: name one that ends in .yaml")
-    if os.path.realpath(output) == os.path.realpath(config_file):
-        raise UserError(
-            f"--output {output} is the config file that the new one builds on: name another"
-        )
+    if os.path.lexists(output):
+        raise UserError(f"{output} exists already: delete it, or name another with --output")
 
 
 def _grid(cfg: CfgNode) -> AnchorGrid:

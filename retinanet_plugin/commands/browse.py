@@ -19,6 +19,7 @@ from detectron2.utils.env import seed_all_rng
 from matplotlib.figure import Figure
 
 from ..data.checks import check_datasets
+from ..data.findings import counted
 from ..data.images.image_files import check_image_files
 from ..data.loading.mapper import RetinaNetMapper
 from ..engine import Trainer, check_model
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         cfg.OUTPUT_DIR, "browse_test.png" if args.test else "browse.png"
     )
     save_figure(figure, output)
-    print(f"drew {len(figure.axes)} images of {name}: {output}")
+    print(f"drew {counted(len(figure.axes), 'image', 'images')} of {name}: {output}")
 
 
 def sheet_of(

@@ -5,7 +5,6 @@ masks are not. Nothing is overwritten. docs/formats.md has the conventions of ea
 """
 
 import argparse
-import os
 
 from ..data.findings import counted, one_line
 from ..data.formats import FORMATS, read_dataset, write_dataset
@@ -44,5 +43,4 @@ def _format_of(target: str) -> str:
         if target.lower().endswith(ending):
             return file_format
     known = ", ".join(FORMATS)
-    name = os.path.basename(target)
-    raise UserError(f"{name} does not tell the format to write: add --format, one of {known}")
+    raise UserError(f"{target} does not tell the format to write: add --format, one of {known}")

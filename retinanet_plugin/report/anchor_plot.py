@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..data.anchor_fit import Anchors
 from ..data.anchor_reach import anchor_shapes
+from ..data.findings import counted
 
 _CELLS_PER_OCTAVE = 4
 _PANEL = 5.0  # inches
@@ -29,8 +30,8 @@ def draw_reach(boxes: np.ndarray, sets: Sequence[tuple[str, Anchors]]) -> Figure
     for axis, (name, anchors) in zip(axes, sets):
         mesh = _draw_panel(axis, sides, anchors)
         axis.set_title(
-            f"{name}: {100 * anchors.coverage:.1f}% reached, {anchors.num_anchors} anchors at a "
-            "location",
+            f"{name}: {100 * anchors.coverage:.1f}% reached, "
+            f"{counted(anchors.num_anchors, 'anchor', 'anchors')} at a location",
             fontsize=11,
         )
     axes[0].set_ylabel("height in pixels, after resizing")

@@ -7,7 +7,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, plain
-from .image_places import find_images
+from .image_places import find_images, split_of_file
 from .json_files import read_json_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
@@ -35,7 +35,8 @@ def read_createml(path: str, image_folder: str | None) -> AnnotatedImages:
             raise UserError(f"{where} has annotations {shown(boxes)}: write a list")
         all_boxes.append([_box(box, f"annotation {j} of {where}") for j, box in enumerate(boxes)])
     files = find_images(names, path, image_folder)
-    images = [AnnotatedImage(file_name, boxes) for file_name, boxes in zip(files, all_boxes)]
+    split = split_of_file(path)
+    images = [AnnotatedImage(x, boxes, split=split) for x, boxes in zip(files, all_boxes)]
     notes = take_sizes(images)
     return AnnotatedImages("CreateML", class_names_of(images), images, notes)
 

@@ -11,19 +11,23 @@ from ...whole_files import write_whole_file
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
 from .image_places import find_images, split_of_file
-from .numbers import to_corners, to_label
+from .numbers import to_corners, to_label, to_number
 from .sizes import take_sizes
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 _NAMES = {
     "image": "image_path filename file_name image image_name path file img imageid",
-    "x1": "xmin x1 x_min left",
-    "y1": "ymin y1 y_min top",
-    "x2": "xmax x2 x_max right",
-    "y2": "ymax y2 y_max bottom",
-    "label": "label class class_name classname labelname category name",
+    "x1": "xmin x1 x_min left bbox_x",
+    "y1": "ymin y1 y_min top bbox_y",
+    "x2": "xmax x2 x_max right bbox_width",
+    "y2": "ymax y2 y_max bottom bbox_height",
+    "label": "label class class_name classname labelname label_name category name",
 }
-_KERAS_RETINANET = ("image", *_CORNERS, "label")  # which writes no line of names
+_SIZES = ("bbox_width", "bbox_height")  # in place of the second corner
+# The columns of tools that write no line of names: keras-retinanet, and makesense.ai, whose last
+# two are the image's size.
+_KERAS_RETINANET = ("image", *_CORNERS, "label")
+_MAKESENSE = ("label", "bbox_x", "bbox_y", *_SIZES, "image", "image_width", "image_height")
 _HEADER = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
 _DELIMITERS = ",;\t"
 
@@ -40,15 +44,16 @@ def is_csv_table(first_line: str) -> bool:
     cells = _cells(first_line)
     columns = _columns(cells)
     has_box = any(key in columns for key in _CORNERS)
-    return ("image" in columns and has_box) or _is_keras_row(cells)
+    return ("image" in columns and has_box) or bool(_unnamed(cells))
 
 
 def read_csv_table(path: str, image_folder: str | None) -> AnnotatedImages:
     """Read a table of boxes; classes are in the order of the alphabet.
 
-    Numbers are corners in absolute pixels; in the files of Open Images (``ImageID``, ``LabelName``)
-    they are shares of the image's size, and groups are ignored boxes. A row with nothing, or four
-    zeros, for a box names an image without objects.
+    Numbers are corners in absolute pixels, or the first corner and the size of makesense.ai; in the
+    files of Open Images (``ImageID``, ``LabelName``) they are shares of the image's size, and
+    groups are ignored boxes. A row with nothing, or four zeros, for a box names an image without
+    objects.
 
     Raises:
         UserError: a row is not as meant, or the images are not found.
@@ -63,9 +68,7 @@ def read_csv_table(path: str, image_folder: str | None) -> AnnotatedImages:
         boxes = boxes_of.setdefault(name, [])
         cells = tuple(row[table.columns[key]].strip() for key in _CORNERS)
         if any(cells) and not all(cell.strip("0.") == "" and cell for cell in cells):
-            x1, y1, x2, y2 = to_corners(
-                (cells[0], cells[1], cells[2], cells[3]), table.names, where
-            )
+            x1, y1, x2, y2 = _corners(cells, table.names, where)
             label = to_label(row[table.columns["label"]], f"{where} has the class")
             is_group = "isgroupof" in table.columns and row[table.columns["isgroupof"]] == "1"
             boxes.append(Box(label, x1, y1, x2, y2, is_group))
@@ -125,9 +128,9 @@ def _read_table(path: str) -> _Table:
         raise UserError(f"{path} is empty: export it again")
     cells = rows[0][1]
     columns = _columns(cells)
-    if _is_keras_row(cells):
-        columns = {key: i for i, key in enumerate(_KERAS_RETINANET)}
-        cells = list(_KERAS_RETINANET)
+    if unnamed := _unnamed(cells):
+        cells = list(unnamed)
+        columns = _columns(cells)
     else:
         rows = rows[1:]
     for key, names in _NAMES.items():
@@ -173,10 +176,28 @@ def _is_open_images(columns: dict[str, int]) -> bool:
     return "imageid" in columns
 
 
-def _is_keras_row(cells: Sequence[str]) -> bool:
-    if len(cells) != len(_KERAS_RETINANET) or not cells[0].strip():
-        return False
-    return not any(x.strip() for x in cells[1:]) or all(map(_is_number, cells[1:5]))
+def _unnamed(cells: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a first line that is not their names, but a row of a known tool; or ()."""
+    numbers = sum(map(_is_number, cells[1:5]))
+    if len(cells) == len(_MAKESENSE) and numbers == 4 and all(map(_is_number, cells[6:])):
+        return _MAKESENSE
+    if len(cells) == len(_KERAS_RETINANET) and cells[0].strip():
+        is_empty = not any(x.strip() for x in cells[1:])
+        return _KERAS_RETINANET if is_empty or numbers == 4 else ()
+    return ()
+
+
+def _corners(
+    cells: Sequence[str], names: tuple[str, str, str, str], where: str
+) -> tuple[float, float, float, float]:
+    """Of numbers in the order of ``_CORNERS``, the last two of which may be sizes."""
+    x1, y1, x2, y2 = (to_number(x, f"{where} has {name}") for x, name in zip(cells, names))
+    first_x, first_y, x_name, y_name = names
+    if x_name.lower() in _SIZES:
+        x2, x_name = x1 + x2, f"{first_x} + {x_name}"
+    if y_name.lower() in _SIZES:
+        y2, y_name = y1 + y2, f"{first_y} + {y_name}"
+    return to_corners((x1, y1, x2, y2), (first_x, first_y, x_name, y_name), where)
 
 
 def _is_number(text: str) -> bool:

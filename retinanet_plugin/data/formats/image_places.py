@@ -1,9 +1,10 @@
 """Where the images of an annotation file are: in the usual places, if all of them are there."""
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import UserError
 
@@ -165,6 +166,15 @@ def files_below(folder: str, depth: int = _DEEPEST) -> Iterator[str]:
         if real not in seen:
             seen.add(real)
             yield from (os.path.join(parent, x) for x in sorted(names) if not x.startswith("."))
+
+
+def files_in(folders: Iterable[str]) -> list[str]:
+    """The files in some folders, those of the highest one first, without hidden ones."""
+    found = []
+    for folder in sorted(folders, key=lambda folder: (folder.count(os.sep), folder)):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            found += sorted(x.path for x in entries if x.name[0] != "." and x.is_file())
+    return found
 
 
 def subfolders(folder: str) -> list[str]:

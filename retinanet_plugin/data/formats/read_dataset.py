@@ -1,11 +1,13 @@
 """A data set, from whatever annotation files a path names."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain, groupby
 
 from ...errors import UserError
+from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages
 from .coco import read_coco_file
 from .createml import read_createml
@@ -40,6 +42,8 @@ _OF_FOLDERS: dict[str, Callable[[Sequence[str], str | None], AnnotatedImages]] =
     LABELME: read_labelme,
     VOC: read_voc,
 }
+# Control characters, and bytes of file names that are not UTF-8.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _LOOKED_FOR = (
     "a COCO or CreateML file (.json), YOLO's data.yaml or label files beside images, Pascal VOC's "
     "XML files, LabelMe's JSON files, a CSV table of boxes"
@@ -80,13 +84,35 @@ def read_dataset(path: str, image_folder: str | None = None) -> AnnotatedImages:
         parts = [_OF_FOLDERS[kind](group, image_folder) for group in folders]
         dataset = _joined(parts, [os.path.dirname(group[0]) for group in folders])
     else:
-        _check_splits(parts := [_OF_FILES[kind](x, image_folder) for x in files], files)
+        parts = [_OF_FILES[kind](x, image_folder) for x in files]
+        _check_splits(parts, files)
         dataset = _joined(parts, files)
     if not dataset.images:
         raise UserError(f"{path} has no images: export it again")
     if not any(image.boxes for image in dataset.images):
         raise UserError(f"{path} has no box in any image: export it again with its annotations")
+    _check_numbers(dataset, path)
+    _check_names(dataset)
     return dataset
+
+
+def _check_numbers(dataset: AnnotatedImages, path: str) -> None:
+    """Refuse shares of the image's size where a format has pixels."""
+    if all(max(box.x2, box.y2) <= 1 for image in dataset.images for box in image.boxes):
+        raise UserError(
+            f"all boxes of {path} are in the first pixel, as if their numbers ({dataset.format}) "
+            "were divided by the image's size once too often: multiply them by it, or export again"
+        )
+
+
+def _check_names(dataset: AnnotatedImages) -> None:
+    """Refuse file names that no format can hold."""
+    for image in dataset.images:
+        if _UNWRITABLE.search(image.file_name):
+            raise UserError(
+                f"the image {os.fsencode(image.file_name)!r} has control characters in its name, "
+                "or others than UTF-8 has: rename it"
+            )
 
 
 def _only_format(contents: Contents, path: str) -> str:
@@ -102,7 +128,7 @@ def _only_format(contents: Contents, path: str) -> str:
         raise UserError(f"{contents.formats[kind][0]} is {kind}: {FOREIGN[kind]}")
     if os.path.isfile(path):
         raise UserError(f"{path} is of no known format: name {_LOOKED_FOR}")
-    found = [f"{len(contents.images):,} images"] if contents.images else []
+    found = [counted(len(contents.images), "image", "images")] if contents.images else []
     found += [f"{number:,} {suffix}" for suffix, number in sorted(contents.num_others.items())[:5]]
     what = ", ".join(found) or "no file"
     raise UserError(f"{path} has no annotations: looked for {_LOOKED_FOR}, and found {what}")
@@ -128,7 +154,9 @@ def _check_splits(parts: Sequence[AnnotatedImages], files: Sequence[str]) -> Non
     """Several files are one data set only if they are its train, val and test."""
     of_split: dict[str, str] = {}
     for part, file in zip(parts, files):
-        split = part.images[0].split if part.images else ""
+        if not part.images:
+            continue
+        split = part.images[0].split
         if len(files) > 1 and (not split or split in of_split):
             other = of_split.get(split, files[0] if file != files[0] else files[1])
             raise UserError(f"{other} and {file} are both annotations ({part.format}): name one")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .csv_table import is_csv_table
 from .image_places import files_below, images_below, is_image
 from .via_csv import SHAPE_COLUMN
-from .yolo import label_file
+from .yolo import is_label_file, label_file
 
 COCO, YOLO, YOLO_FOLDER = "COCO", "YOLO", "YOLO without data.yaml"
 VOC, LABELME, CREATEML = "Pascal VOC", "LabelMe", "CreateML"
@@ -17,6 +17,7 @@ FOREIGN = {
     "CVAT's own XML": "export it from CVAT as COCO 1.0",
     "VIA's own JSON": "export it from VIA as CSV or COCO",
     "Label Studio's own JSON": "export it from Label Studio as COCO or YOLO",
+    "Supervisely's own JSON": "export it from Supervisely as COCO, YOLO or Pascal VOC",
 }
 _DEPTH = 4  # VOCdevkit/VOC2007/Annotations/a.xml and one above
 _BEGINNING = 65536
@@ -98,6 +99,8 @@ def _kind_of_json(path: str) -> str:
         return LABELME
     if _has(content, "shape_attributes"):
         return "VIA's own JSON"
+    if _has(content, "classTitle") and _has(content, "objects"):
+        return "Supervisely's own JSON"
     return ""
 
 
@@ -121,7 +124,7 @@ def _kind_of_yaml(path: str) -> str:
 
 
 def _kind_of_csv(path: str) -> str:
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         first_line = file.readline(_BEGINNING)
     if SHAPE_COLUMN in first_line:
         return VIA_CSV
@@ -129,13 +132,6 @@ def _kind_of_csv(path: str) -> str:
 
 
 def _has_yolo_label(image: str, folders: tuple[str, str] | None) -> bool:
-    """Whether an image has a label file that is empty or begins with a number."""
+    """Whether an image has a label file with labels."""
     path = label_file(image, folders)
-    if path is None:
-        return False
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            words = file.readline(_BEGINNING).split()
-        return len(words) >= 2 and all(float(word) >= 0 for word in words[:2])
-    except (OSError, ValueError):
-        return False
+    return path is not None and is_label_file(path)

@@ -42,8 +42,7 @@ def write_dataset(dataset: AnnotatedImages, path: str, file_format: str) -> Anno
             written.notes.append(note)
         _FILES[file_format](written, path)
         return written
-    partial = f"{os.path.abspath(path)}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = f"{os.path.abspath(path)}.{os.getpid()}.partial"
     try:
         written.notes += _FOLDERS[file_format](written, partial)
         os.rename(partial, path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
-from .image_places import is_image
+from .image_places import files_in
 from .numbers import to_number
 from .sizes import take_sizes
 from .yolo_config import YoloConfig
@@ -14,6 +14,7 @@ from .yolo_config import YoloConfig
 # Shares may be that much above 1: they were rounded.
 _ROUNDING = 1e-4
 _NUMBERS_OF_BOX = 5
+_BEGINNING = 65536
 
 
 def read_yolo(config: YoloConfig) -> AnnotatedImages:
@@ -79,20 +80,26 @@ def label_file(image_path: str, folders: tuple[str, str] | None = None) -> str |
     return next(filter(os.path.isfile, label_places(image_path, folders)), None)
 
 
+def is_label_file(path: str) -> bool:
+    """Whether the first line of a file begins with numbers, as those of label files do."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            words = file.read(_BEGINNING).lstrip().partition("\n")[0].split()
+        return len(words) >= 2 and all(float(word) >= 0 for word in words[:2])
+    except (OSError, ValueError):
+        return False
+
+
 def _check_images_of(labels: Sequence[str | None], config: YoloConfig) -> None:
-    """Refuse label files, in folders of their own, that have no image."""
+    """Refuse label files without an image, in the folders where others have theirs."""
     known = set(labels)
-    for folder in {os.path.dirname(label) for label in known if label and "/labels/" in label}:
-        names = sorted(os.listdir(folder))
-        if not config.lists_folders or any(map(is_image, names)):
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(".txt") and name != "classes.txt" and path not in known:
-                raise UserError(
-                    f"the label file {path} has no image: add the image to the folder of the "
-                    "images, or remove the label file"
-                )
+    folders = {os.path.dirname(label) for label in known if label} if config.lists_folders else ()
+    for path in files_in(folders):
+        if path.endswith(".txt") and path not in known and is_label_file(path):
+            raise UserError(
+                f"the label file {path} has no image: add the image to the folder of the images, "
+                "or remove the label file"
+            )
 
 
 def _read_labels(path: str, image: AnnotatedImage, config: YoloConfig) -> list[Box]:

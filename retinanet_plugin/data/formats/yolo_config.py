@@ -9,11 +9,11 @@ import yaml
 
 from ...errors import UserError
 from ..findings import counted, shown
-from .image_places import images_below, split_of_folder
+from .image_places import files_in, images_below, split_of_folder
 from .numbers import to_label
 
 _SPLITS = ("train", "val", "test")
-_NAMES_FILES = ("classes.txt", "obj.names", "labels.txt")
+_NAMES_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
 
 
 @dataclass
@@ -72,23 +72,37 @@ def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -
         image_folder: whose images have their label files below ``folder``; None: see ``read_yolo``.
 
     Raises:
-        UserError: there is no file with the names.
+        UserError: there is no file with the names, or two that have others.
     """
-    places = {folder, os.path.join(folder, "labels"), os.path.dirname(folder)}
-    places |= {os.path.dirname(image) for image in images}
+    of_images = {os.path.dirname(image) for image in images}
+    places = {folder, os.path.join(folder, "labels"), *of_images}
+    places |= {os.path.dirname(x) for x in of_images if x.startswith(os.path.join(folder, ""))}
     places |= {place.replace("/images", "/labels") for place in places}
-    for place in sorted(places, key=lambda place: (len(place), place)):
-        for name in _NAMES_FILES:
-            path = os.path.join(place, name)
-            if os.path.isfile(path):
-                splits = {image: _split_below(folder, image) for image in images}
-                folders = (image_folder, folder) if image_folder else None
-                return YoloConfig(folder, _names_file(path), splits, label_folders=folders)
+    paths = list(filter(_is_names_file, files_in(places)))
+    first, names = "", None
+    for path in paths or filter(_is_names_file, files_in([os.path.dirname(folder)])):
+        others = _names_file(path)
+        if names is not None and names != others:
+            raise UserError(
+                f"{first} and {path} have other names or another order: name one of their folders, "
+                "or give both the same names"
+            )
+        first, names = first or path, others
+    if names is not None:
+        splits = {image: _split_below(folder, image) for image in images}
+        folders = (image_folder, folder) if image_folder else None
+        return YoloConfig(folder, names, splits, label_folders=folders)
     raise UserError(
         f"{folder} has YOLO's label files, but no data.yaml and no {_NAMES_FILES[0]}: write "
         f"{os.path.join(folder, _NAMES_FILES[0])} with the name of a class in each line, that of "
         "class 0 first"
     )
+
+
+def _is_names_file(path: str) -> bool:
+    """Whether a file is called as those of class names are; darknet's may be ``any.names``."""
+    name = os.path.basename(path)
+    return name in _NAMES_FILES or name.endswith(".names")
 
 
 def _load_yaml(path: str) -> Any:
@@ -117,6 +131,11 @@ def _names(names: Any, path: str) -> list[str]:
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path} has names {shown(names)}: list the names of the classes")
+    for name in names:
+        if name is None or isinstance(name, (bool, dict, list)):  # yes, no and ~ of YAML
+            raise UserError(
+                f"{path} has a name that YAML reads as {name!r}: write it in quotation marks"
+            )
     names = [to_label(x if isinstance(x, str) else str(x), f"{path} has the name") for x in names]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -139,7 +158,7 @@ def _roots(folder: Any, path: str) -> list[str]:
     if not isinstance(folder, str):
         return [beside]
     root = os.path.normpath(os.path.join(beside, folder))
-    return [root, beside] if os.path.isdir(root) else [beside]
+    return [root, beside]
 
 
 def _place(entry: Any, split: str, roots: list[str], path: str) -> str:
@@ -158,7 +177,10 @@ def _place(entry: Any, split: str, roots: list[str], path: str) -> str:
 
 
 def _listed(path: str) -> Iterator[str]:
-    """The images of a list; relative ones are below its folder."""
+    """The images of a list; relative ones are below its folder, or without their first folders.
+
+    CVAT and darknet have ``data/`` before each, which is where their folder is thought to be.
+    """
     folder = os.path.dirname(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -168,10 +190,14 @@ def _listed(path: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        image = os.path.normpath(os.path.join(folder, line.strip()))
-        if not os.path.isfile(image):
+        text = line.strip().replace("\\", "/")
+        parts = text.split("/")
+        tried = [os.path.normpath(os.path.join(folder, text))]
+        tried += [os.path.join(folder, *parts[i:]) for i in range(1, len(parts))]
+        image = next(filter(os.path.isfile, tried), None)
+        if image is None:
             raise UserError(
-                f"line {number} of {path} names {line.strip()}, but there is no {image}: write "
+                f"line {number} of {path} names {line.strip()}, but there is no {tried[0]}: write "
                 "paths that begin at the folder of the list"
             )
         yield image
