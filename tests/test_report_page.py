@@ -147,7 +147,7 @@ def test_without_pictures(place, capsys):
     (place / "images/0.png").unlink()
     (place / "images/1.png").unlink()
     report(place)
-    assert "WARNING: the page lacks pictures:" in capsys.readouterr().err
+    assert "WARNING: the page lacks pictures" in capsys.readouterr().err
     assert not (place / "report/worst_images.png").exists()
     assert "Some pictures are not shown" in (place / "report/report.html").read_text()
 

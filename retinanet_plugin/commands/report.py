@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     evaluations = [evaluate(detected, truth) for detected in detections]
     problems = write_report(args.output, truth, evaluations, os.path.basename(args.truth))
     for problem in problems:
-        print(f"WARNING: the page lacks pictures: {problem}", file=sys.stderr)
+        say = "the page lacks pictures, correct --images if they are elsewhere"
+        print(f"WARNING: {say}: {problem}", file=sys.stderr)
     for evaluation in evaluations:
         ap = evaluation.coco.metrics["AP"]
         print(f"AP {100 * (ap or 0):.1f}  {evaluation.detections.name}")
@@ -94,6 +95,11 @@ def _detect(args: argparse.Namespace, truth: Truth) -> Detections:
             raise instances
         for detection in instances_to_coco_json(instances, image["image_id"]):
             class_id = detection["category_id"]
+            if class_id >= len(id_of):
+                raise UserError(
+                    f"{args.weights} detects more classes than {args.truth} has: give the "
+                    "annotation file that goes with the weights"
+                )
             results.append({**detection, "category_id": id_of[class_id]})
     name = os.path.basename(args.weights)
     detections = to_detections(results, truth, f"the detections of {args.weights}", name)
