@@ -22,7 +22,11 @@ from detectron2.data.detection_utils import check_image_size, read_image
 from detectron2.evaluation import COCOEvaluator, verify_results
 from PIL import Image
 from torch._utils import ExceptionWrapper
-from torch.multiprocessing import ProcessExitedException, start_processes
+from torch.multiprocessing import (
+    ProcessExitedException,
+    ProcessRaisedException,
+    start_processes,
+)
 from torch.utils.data import DataLoader, Dataset
 
 from retinanet_plugin.engine import (
@@ -152,6 +156,16 @@ OUTSIDE = {
     ),
     "port": (
         lambda f: raised(RuntimeError("The server socket has failed: EADDRINUSE")), "--dist-url"
+    ),
+    "port of a process": (
+        lambda f: raised(
+            ProcessRaisedException(
+                'Traceback (most recent call last):\n  File "c10d.py", line 1, in f\n'
+                "DistNetworkError: The server socket has failed, name: EADDRINUSE",
+                *(0, 1),
+            )
+        ),
+        "--dist-url",
     ),
     "GPU error": (lambda f: raised(RuntimeError("CUDA error: illegal")), "the GPU reports"),
     "killed process": (
@@ -323,7 +337,9 @@ def _ends(way):
     if way == "file":
         Path("/none/a.json").read_text()
     if way == "lost":  # as Gloo says of the other
-        raise RuntimeError("[../gloo/tcp/pair.cc:534] Connection closed by peer, Gloo")
+        raise RuntimeError(
+            "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]"
+        )
     if way == "fault":
         [][1]
     if way == "exit":

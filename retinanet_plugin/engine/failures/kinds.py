@@ -18,6 +18,7 @@ import torch
 import yaml
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
+from torch.multiprocessing import ProcessRaisedException
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ KINDS = (
         "a batch norm has a single value to take statistics of ({reason}): raise "
         "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, or set its NORM to FrozenBN or GN",
     ),
-    Kind((RuntimeError,), "NCCL|EADDRINUSE|Address already in use|Gloo|socket", PROCESSES),
+    Kind(  # what another process raised before it runs anything of this package
+        (RuntimeError, ProcessRaisedException),
+        "NCCL|EADDRINUSE|Address already in use|[Gg]loo|c10d|TCPStore|socket"
+        "|Connection (was likely |)closed",
+        PROCESSES,
+    ),
     Kind(
         (BrokenPipeError,),
         "",
