@@ -119,6 +119,18 @@ def test_a_class_with_one_image_is_for_training(tmp_path):
         assert notes == ["2 classes have too few images to be in validation as well: x, y"]
 
 
+def test_one_image_with_most_boxes_leaves_images_for_training(tmp_path):
+    train, val, _ = split(data(tmp_path, ["a" * 100, *"a" * 20]), 0.2)
+    assert len(train.images[0].boxes) == 100
+    assert len(val.images) == 7  # the first number above 1.5 * 0.2 * 21
+
+
+def test_the_only_boxes_are_for_training(tmp_path):
+    for seed in range(5):
+        train, _, _ = split(data(tmp_path, ["", "a"]), 0.2, seed)
+        assert train.num_boxes == 1
+
+
 def test_a_class_with_two_images_is_on_both_sides(tmp_path):
     train, val, notes = split(data(tmp_path, ["a"] * 8 + ["b", "b"]), 0.2)
     assert (train.boxes_per_class()["b"], val.boxes_per_class()["b"]) == (1, 1)

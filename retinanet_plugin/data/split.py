@@ -12,6 +12,7 @@ from .near_duplicates import near_duplicates
 
 _TRAIN, _VAL = 0, 1
 _MOST_NAMED = 5
+_MOST_OF_SHARE = 1.5  # of the images' share for validation, unless a class would lack there
 
 
 def split(
@@ -49,7 +50,8 @@ def split(
             "but results on them will be better than on other images"
         ]
     else:
-        side = _stratify(_counts(images, groups, dataset.class_names), fraction, seed)
+        counts, sizes = _counts(images, groups, dataset.class_names), np.array([*map(len, groups)])
+        side = _stratify(counts, sizes, fraction, seed)
         in_val = {i for group, s in zip(groups, side) if s == _VAL for i in group}
         notes = _alike_note(groups)
     train = [replace(x, split="train") for i, x in enumerate(images) if i not in in_val]
@@ -77,8 +79,8 @@ def _counts(
     return counts
 
 
-def _stratify(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The side of each group, by its boxes (G, K + 1)."""
+def _stratify(counts: np.ndarray, sizes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """The side of each group, by its boxes (G, K + 1) and number of images (G,)."""
     num_groups = len(counts)
     rank = np.random.default_rng(seed).permutation(num_groups)
     shares = np.array([1 - fraction, fraction])
@@ -87,13 +89,16 @@ def _stratify(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     side = np.full(num_groups, -1)
     has = counts > 0
     only_group = has.sum(axis=0) == 1  # of these classes there is nothing to share
+    # Where one image has most of a class's boxes, all others would not make up for it.
+    most_in_val = _MOST_OF_SHARE * fraction * sizes.sum()
     while (side < 0).any():
         left = (has & (side < 0)[:, None]).sum(axis=0)
         k = int(np.where(left > 0, left, num_groups + 1).argmin())
         members = np.flatnonzero(has[:, k] & (side < 0))
         for group in members[np.lexsort((rank[members], -counts[members, k]))]:
             emptiest = min((_TRAIN, _VAL), key=lambda s: (filled[s, k], filled_groups[s]))
-            chosen = _TRAIN if only_group[k] else emptiest
+            is_full = filled[_VAL, k] > 0 and sizes[side == _VAL].sum() >= most_in_val
+            chosen = _TRAIN if only_group[k] or is_full else emptiest
             side[group] = chosen
             filled[chosen] += counts[group] / shares[chosen]
             filled_groups[chosen] += 1 / shares[chosen]
@@ -104,7 +109,8 @@ def _stratify(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def _most_dispensable(counts: np.ndarray, rank: np.ndarray) -> int:
     """The group that takes the last boxes of the fewest classes with it; the smallest of these."""
-    num_lost = ((counts > 0) & (counts == counts.sum(axis=0))).sum(axis=1)
+    boxes = counts[:, :-1]  # training can do without images that have none
+    num_lost = ((boxes > 0) & (boxes == boxes.sum(axis=0))).sum(axis=1)
     return int(np.lexsort((rank, counts.sum(axis=1), num_lost))[0])
 
 
