@@ -12,7 +12,7 @@ from .evaluation import Evaluation
 from .scores import GRID, NUM_BINS, f1_scores
 
 DPI = 150
-SIZE = (4.8, 3.9)  # inches
+SIZE = (4.8, 4.1)  # inches
 _SMALL = 9  # points
 # Okabe and Ito's colours, and a line of its own for each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -127,9 +127,9 @@ def _draw_curves(
         name = shortened(truth.class_names[k], 18)
         axes.plot(x, curves[k], color=colour, linestyle=line, linewidth=1.3, label=name)
     axes.plot(x, whole, color="black", linewidth=2.4, label="all classes")
-    # Without names that begin with _, Matplotlib leaves out what stands for no class.
+    # Given with their labels: Matplotlib itself leaves out those that begin with _.
     handles = axes.get_lines()[-min(len(by_boxes), len(_COLOURS)) - 1 :]
     labels = [str(line.get_label()) for line in handles]
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
         text.set(**text_options(_SMALL - 1))
