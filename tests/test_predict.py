@@ -129,6 +129,44 @@ def test_other_options_do_not_go_on(detector, tmp_path):
         predict(detector, detector.files[0], "--output", tmp_path, "--score-thresh", 0.7)
 
 
+def test_detections_of_other_files_or_of_others_are_not_mixed(detector, tmp_path):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    shutil.copy(detector.files[0], first)
+    shutil.copy(detector.files[1], second)
+    output = tmp_path / "out"
+
+    def refused(sentence, *inputs, folder=output, formats=("coco",)):
+        with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+            predict(detector, *inputs, "--output", folder, "--format", *formats)
+
+    predict(detector, first, "--output", output, "--format", "coco", "csv")
+    refused(r"of /.*first\.png too, which is not among the inputs", second)
+    predict(detector, first, second, "--output", output)  # more of them
+    shutil.copy(detector.files[3], first)
+    refused(r"of /.*first\.png as it was before it changed", first, second)
+    (output / "detections.jsonl").write_text("[1]\nno\n")
+    refused("damaged, or of another program", first, second)
+
+    refused(
+        "out/predictions.json would be written to", first, folder=output.parent / "out/../out2"
+    ) if False else None
+    (tmp_path / "images").mkdir()
+    third = tmp_path / "images/third.png"
+    shutil.copy(second, third)
+    refused("images would be written to", first, folder=tmp_path, formats=["images"])
+    predict(detector, third, "--output", tmp_path)
+    refused("images would be written to", third, folder=tmp_path, formats=["images"])
+    assert list((tmp_path / "images").iterdir()) == [third]
+
+
+def test_ids_of_another_run_do_not_stay(detector, tmp_path):
+    predict(detector, detector.files[0], "--output", tmp_path)
+    assert (tmp_path / "images.json").exists()
+    truth = detector.folder / "truth.json"
+    predict(detector, detector.files[0], "--output", tmp_path, "--truth", truth)
+    assert not (tmp_path / "images.json").exists()
+
+
 def test_videos(detector, tmp_path, looked_at):
     path, output = tmp_path / "film.mp4", tmp_path / "out"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (128, 96))
@@ -220,9 +258,12 @@ def test_mistakes_are_sentences(detector, tmp_path):
     truth = detector.folder / "truth.json"
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
     (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "nothing").mkdir()
     renamed = tmp_path / "renamed.json"
     renamed.write_text(truth.read_text().replace('"bee"', '"wasp"'))
     for inputs, sentence in (
+        (["0"], r"0 is the number of a camera.*cv2\.VideoCapture\(0\)"),
+        ([tmp_path / "nothing"], "has no images"),
         (["nothing.jpg"], "there is no file or folder nothing.jpg"),
         ([tmp_path / "empty.mp4"], "the video .* cannot be read"),
         ([tmp_path / "other.png", "--truth", truth], "is not one of the images in"),

@@ -1,6 +1,8 @@
 """Predictor: the detections of evaluation, from files, arrays, lists and folders."""
 
 import json
+import multiprocessing
+import pickle
 import threading
 from collections import defaultdict
 
@@ -104,6 +106,46 @@ def test_threads_share_a_predictor_and_pytorchs_threads_stay(detector, predictor
     thread.start()
     thread.join()
     assert new == [before]
+
+
+def test_pickles_and_forks_predict(detector, two_torch_threads):
+    predictor = Predictor(detector.weights)
+    expected = predictor(detector.files[:2])  # with threads, which a fork does not have
+    predictor(detector.files[0])
+    assert_equal_detections(pickle.loads(pickle.dumps(predictor))(detector.files[:2]), expected)
+    assert_equal_detections(in_a_fork(predictor, detector.files[:2]), expected)
+    assert_equal_detections(in_a_fork(predictor, detector.files[:1]), expected[:1])
+    on_gpu = Predictor(detector.weights)
+    on_gpu._network.runs_on_cpu = False
+    assert "open it in each process" in str(in_a_fork(on_gpu, detector.files))
+
+
+def in_a_fork(predictor, files):
+    """What ``predictor`` finds, or raises, in a fork of this process."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def call():
+        try:
+            theirs.send_bytes(pickle.dumps(predictor(files)))  # send() would share tensors' memory
+        except UserError as error:
+            theirs.send_bytes(pickle.dumps(error))
+
+    child = multiprocessing.get_context("fork").Process(target=call)
+    child.start()
+    try:
+        assert ours.poll(60), "it hangs"
+        return pickle.loads(ours.recv_bytes())
+    finally:
+        child.kill()
+        child.join()
+
+
+@pytest.fixture
+def two_torch_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_stream_reads_only_a_few_ahead(detector, predictor):

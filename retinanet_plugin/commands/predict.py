@@ -7,7 +7,7 @@ the exit status is 1.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,19 @@ from ..deploy import Predictor
 from ..deploy.drawings import write_crops, write_images
 from ..deploy.formats import Ids, write_coco, write_csv, write_yolo
 from ..deploy.inputs import Video, find_inputs, frames_of
-from ..deploy.journal import Journal
+from ..deploy.journal import JOURNAL, Journal, stamp_of
 from ..deploy.tiles import detect_in_tiles
 from ..errors import UserError
 from .arguments import positive_number
 
-FORMATS = ("coco", "yolo", "csv", "images", "crops")
+# And what each writes in the folder of the output.
+FORMATS = {
+    "coco": ["predictions.json", "images.json"],
+    "yolo": ["labels", "classes.txt"],
+    "csv": ["predictions.csv"],
+    "images": ["images", "videos"],
+    "crops": ["crops"],
+}
 _DRAWN_SCORE = 0.5
 _SCORE_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST"
 _TILE = 640
@@ -69,18 +76,20 @@ def run(args: argparse.Namespace) -> None:
     images, videos = find_inputs(args.inputs)
     predictor = _predictor(args)
     ids = Ids(args.truth, predictor.class_names)
-    ids.check([*images, *(video.path for video in videos)])
+    paths = [*images, *(video.path for video in videos)]
+    ids.check(paths)
+    _check_output(args.output, args.format, paths)
     made_with = {
         "weights": os.path.abspath(args.weights),
-        "size and time of the weights": _stamp(args.weights),
+        "size and time of the weights": stamp_of(args.weights),
         "--config-file": args.config,
+        "size and time of the config": stamp_of(args.config),
         "--score-thresh": args.score_thresh,
         "--tiles": args.tiles,
     }
-    with Journal(args.output, made_with) as journal:
+    with Journal(args.output, made_with, paths) as journal:
         unreadable = _detect(predictor, images, videos, journal, args.tiles)
-        wanted = set(images) | {video.path for video in videos}
-        records = [record for record in journal.records if record["path"] in wanted]
+    records = journal.records
     _write(args, records, predictor.class_names, videos, ids)
     count = sum(len(record["detections"]) for record in records)
     print(f"{count:,} detections in {len(records):,} images: {args.output}")
@@ -97,13 +106,20 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(*given, device=args.device, opts=opts)
 
 
-def _stamp(path: str) -> list[int]:
-    """What changes with a file; nothing of an address."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return []
-    return [stat.st_size, stat.st_mtime_ns]
+def _check_output(folder: str, formats: Sequence[str], paths: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: ``folder`` has what others wrote where this would, or the inputs are there.
+    """
+    names = [name for known in formats for name in FORMATS[known]]
+    is_new = not os.path.exists(os.path.join(folder, JOURNAL))
+    for place in (os.path.join(folder, name) for name in names):
+        inputs = os.path.abspath(place) + os.sep
+        if (is_new and os.path.exists(place)) or any(p.startswith(inputs) for p in paths):
+            raise UserError(
+                f"{place} would be written to, and has what predict did not write: give another "
+                "--output"
+            )
 
 
 def _detect(

@@ -1,5 +1,6 @@
 """Detections as files that other programs read: COCO's results, YOLO's labels, CSV."""
 
+import contextlib
 import csv
 import io
 import json
@@ -88,6 +89,9 @@ def write_coco(
         for number, record in numbered
         for detection in record["detections"]
     ]
+    described = os.path.join(folder, "images.json")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(described)  # of a run before, whose ids may be others
     _write_json(os.path.join(folder, "predictions.json"), results)
     if truth:
         return
@@ -104,7 +108,7 @@ def write_coco(
     classes = {detection["category_id"] for record in records for detection in record["detections"]}
     count = len(class_names) or max(classes, default=-1) + 1
     categories = [{"id": i + 1, "name": name_of(i, class_names)} for i in range(count)]
-    _write_json(os.path.join(folder, "images.json"), {"images": images, "categories": categories})
+    _write_json(described, {"images": images, "categories": categories})
 
 
 def write_yolo(folder: str, records: Sequence[Record], class_names: Sequence[str]) -> None:

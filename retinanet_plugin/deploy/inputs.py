@@ -27,7 +27,7 @@ def find_inputs(given: Sequence[str]) -> tuple[list[str], list[Video]]:
     """The images and videos that paths, folders and globs name, each once.
 
     Raises:
-        UserError: one names nothing, or a video cannot be opened.
+        UserError: one names nothing, or a camera, or a video cannot be opened.
     """
     paths: list[str] = []
     for name in given:
@@ -37,6 +37,11 @@ def find_inputs(given: Sequence[str]) -> tuple[list[str], list[Video]]:
             paths.append(name)
         else:
             found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+            if not found and name.isdecimal():
+                raise UserError(
+                    f"{name} is the number of a camera, and predict reads files: give the frames "
+                    f"of cv2.VideoCapture({name}) to Predictor.stream, as docs/using.md shows"
+                )
             if not found:
                 raise UserError(f"there is no file or folder {name}: correct the path or the glob")
             paths += found

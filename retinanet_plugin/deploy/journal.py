@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -17,19 +18,21 @@ class Journal:
     """A line of JSON for each image that is done; the first line says with what it was done.
 
     A record has ``path``, ``frame`` (of a video, else None), ``name`` (unique, for output files),
-    ``width``, ``height`` and ``detections``: ``category_id`` (the class, from 0), ``bbox`` (x, y,
-    width, height in pixels) and ``score``, best first. Used as a context, which closes the file.
+    ``width``, ``height``, ``stamp`` (see :func:`stamp_of`) and ``detections``: ``category_id`` (the
+    class, from 0), ``bbox`` (x, y, width, height in pixels) and ``score``, best first. Used as a
+    context, which closes the file.
     """
 
-    def __init__(self, folder: str, made_with: dict[str, Any]) -> None:
+    def __init__(self, folder: str, made_with: dict[str, Any], paths: Collection[str]) -> None:
         """
         Args:
             folder: is made if it is not there.
             made_with: what the detections depend on: weights and options.
+            paths: the images and videos that are asked for.
 
         Raises:
-            UserError: the folder has detections that were made with something else, or cannot be
-                written.
+            UserError: the folder has detections that were made with something else, of other files
+                or of files that have changed since; or it cannot be written.
         """
         self.path = os.path.join(folder, JOURNAL)
         head = json.dumps(made_with)
@@ -37,13 +40,18 @@ class Journal:
             write_whole_file(self.path, lambda file: file.write(head.encode() + b"\n"))
         with open(self.path, "rb") as file:
             lines = file.read().split(b"\n")[:-1]  # what follows the last is cut off
-        if not lines or json.loads(lines[0]) != json.loads(head):
+        try:
+            before, *self.records = map(json.loads, lines)
+            self._names = {record["name"] for record in self.records}
+            refused = _differing(before, made_with) or _differing_files(self.records, paths)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{folder} has detections that were made with {_differing(lines, made_with)}: give "
-                "another --output, or delete that folder"
+                f"{self.path} is damaged, or of another program: give another --output"
+            ) from error
+        if refused:
+            raise UserError(
+                f"{folder} has detections {refused}: give another --output, or delete that folder"
             )
-        self.records = [json.loads(line) for line in lines[1:]]
-        self._names = {record["name"] for record in self.records}
         self._file = open(self.path, "r+b")  # noqa: SIM115
         self._file.seek(sum(map(len, lines)) + len(lines))
         self._file.truncate()
@@ -70,6 +78,7 @@ class Journal:
             "name": self._name(path, frame),
             "width": width,
             "height": height,
+            "stamp": stamp_of(path),
             "detections": detections,
         }
         self._file.write(json.dumps(record).encode() + b"\n")
@@ -88,7 +97,28 @@ class Journal:
         return name
 
 
-def _differing(lines: list[bytes], made_with: dict[str, Any]) -> str:
-    before = json.loads(lines[0]) if lines else {}
+def stamp_of(path: str) -> list[int]:
+    """Size and time, which change with a file; nothing of an address."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _differing(before: dict[str, Any], made_with: dict[str, Any]) -> str:
     keys = [key for key in {**before, **made_with} if before.get(key) != made_with.get(key)]
-    return ", ".join(f"{key} {before.get(key)} and not {made_with.get(key)}" for key in keys)
+    pairs = [f"{key} {before.get(key)} and not {made_with.get(key)}" for key in keys]
+    return f"that were made with {', '.join(pairs)}" if pairs else ""
+
+
+def _differing_files(records: Sequence[dict[str, Any]], paths: Collection[str]) -> str:
+    wanted = set(paths)
+    for record in records:
+        if record["path"] not in wanted:
+            return f"of {record['path']} too, which is not among the inputs now"
+    stamps = {record["path"]: record["stamp"] for record in records}
+    for path, stamp in stamps.items():
+        if stamp != stamp_of(path):
+            return f"of {path} as it was before it changed"
+    return ""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from detectron2.structures import Instances
@@ -32,7 +33,8 @@ class Predictor:
     On a CPU the batch norms are folded into the convolutions, and several images are computed at a
     time, in threads: results are those of evaluation up to rounding (1e-5 in score, 0.01 px).
     Images of different sizes are never padded to one, which would change what is found near
-    borders. It may be called from several threads.
+    borders. It may be called from several threads and, with PyTorch on the CPU, in forks. A
+    pickle or a copy opens the files anew.
     """
 
     def __init__(
@@ -58,9 +60,14 @@ class Predictor:
         Raises:
             UserError: a file cannot be read, does not fit the other, or there is no such device.
         """
-        options = [str(x) for x in opts]
-        self._network = open_network(os.fspath(model), os.fspath(weights), device, options)
+        self._given = os.fspath(model), os.fspath(weights), device, [str(x) for x in opts]
+        self._network = open_network(*self._given)
+        self._process = os.getpid()
         self._workers = Workers(share_torch=self._network.runs_on_cpu)
+
+    def __reduce__(self) -> Any:
+        model, weights, device, opts = self._given
+        return partial(Predictor, device=device, opts=opts), (model, weights)
 
     @property
     def class_names(self) -> list[str]:
@@ -100,11 +107,20 @@ class Predictor:
             images: paths and arrays, see :meth:`__call__`; read a few ahead.
             order: of the colours of arrays.
 
+        Raises:
+            UserError: ``order`` is another, or the process a fork (see the class).
+
         Yields:
             in the order of the images, an ``Instances``, or the error of an image that is none.
         """
         if order not in ORDERS:
             raise UserError(f"the order of colours is {order!r}: choose from {', '.join(ORDERS)}")
+        is_fork = os.getpid() != self._process
+        if is_fork and not self._network.runs_on_cpu:
+            raise UserError(
+                f"the Predictor of {self._given[0]} was opened before this process was forked, "
+                "which what it runs on does not survive: open it in each process"
+            )
 
         def prepare(source: Source) -> Prepared:
             try:
@@ -118,7 +134,8 @@ class Predictor:
                 prepared if isinstance(prepared, UserError) else self._network.detect([prepared])[0]
             )
 
-        if isinstance(images, list) and len(images) == 1:  # with all threads of PyTorch
+        # With all threads of PyTorch, which a fork would wait for without end.
+        if isinstance(images, list) and len(images) == 1 and not is_fork:
             return iter([prepare_and_detect(images[0])])
         if self._network.runs_on_cpu:
             return self._workers.each(prepare_and_detect, images)

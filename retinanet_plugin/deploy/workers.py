@@ -32,6 +32,7 @@ class Workers:
         self._threads_of_each = max(1, threads // self.count) if share_torch else 1
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0  # that started it: a fork has no threads of another
 
     def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """``function(item)`` of each item, in order; some items ahead of what is asked for."""
@@ -50,8 +51,9 @@ class Workers:
 
     def _started(self) -> ThreadPoolExecutor:
         with self._lock:
-            if self._pool is None:
+            if self._pool is None or self._process != os.getpid():
                 self._pool = _start(self.count, self._threads_of_each)
+                self._process = os.getpid()
             return self._pool
 
 
