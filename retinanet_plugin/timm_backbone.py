@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from .errors import UserError
 
 _NORMS = ("", "FrozenBN")
-# What timm and its networks raise for names, options and sizes of images that they do not know.
-_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What timm and its networks raise for names, options and sizes of images that they do not know;
+# OSError for names with hf-hub: or local-dir: that are not found.
+_REFUSALS = (
+    AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
 
 
 @BACKBONE_REGISTRY.register()

@@ -283,6 +283,7 @@ def test_checkpoints_of_the_model_load_as_they_are(timm_cfg, tmp_path):
         ({"NAME": ""}, "MODEL.TIMM.NAME is empty"),
         ({"NAME": "resnet5000"}, "MODEL.TIMM.NAME is 'resnet5000', which this timm"),
         ({"NAME": "test_resnet.no_tag"}, "Invalid pretrained tag"),
+        ({"NAME": "local-dir:/nothing"}, "which this timm, .*not found"),
         ({"NORM": "LN"}, "MODEL.TIMM.NORM is 'LN': write FrozenBN"),
         ({"NAME": "test_vit"}, r"strides \[16, 16, 16\].* and so no res3 and no res5"),
         ({"NAME": "levit_128s"}, "and so no res3 for the FPN"),
