@@ -129,6 +129,7 @@ def test_yolo_label_without_image_beside_others(tmp_path):
     write(tmp_path / "a.txt", "\n0 0.5 0.5 0.2 0.4")
     write(tmp_path / "classes.txt", "cat")
     write(tmp_path / "README.txt", "made by hand")
+    write(tmp_path / "results.txt", "12 34 56")
     assert read_dataset(tmp_path).num_boxes == 1
     write(tmp_path / "b.heic", "")
     stray = write(tmp_path / "b.txt", "0 0.5 0.5 0.2 0.4")

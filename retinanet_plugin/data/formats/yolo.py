@@ -81,11 +81,11 @@ def label_file(image_path: str, folders: tuple[str, str] | None = None) -> str |
 
 
 def is_label_file(path: str) -> bool:
-    """Whether the first line of a file begins with numbers, as those of label files do."""
+    """Whether the first line of a file begins with the numbers of a box."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             words = file.read(_BEGINNING).lstrip().partition("\n")[0].split()
-        return len(words) >= 2 and all(float(word) >= 0 for word in words[:2])
+        return len([float(word) for word in words[:_NUMBERS_OF_BOX]]) == _NUMBERS_OF_BOX
     except (OSError, ValueError):
         return False
 
