@@ -32,6 +32,12 @@ setup(
         "digits": ["opencv-python-headless", "scikit-learn", "pillow"],
         # MODEL.FPN.BOTTOM_UP build_timm_backbone
         "timm": ["timm"],
+        # Pictures, crops, tiles and to_supervision of predict; videos.
+        "predict": ["supervision", "opencv-python-headless"],
+        # export onnx and examples/onnx_predict.py; the exporter of PyTorch writes by onnxscript.
+        "export": ["onnx", "onnxscript", "onnxruntime"],
+        # export openvino, with --int8 by nncf
+        "openvino": ["openvino", "nncf"],
         # weights in *.safetensors
         "safetensors": ["safetensors"],
     },

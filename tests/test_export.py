@@ -4,23 +4,66 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, assert_equal_detections
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from small_detector import write_small_detector
 
-from retinanet_plugin import Predictor
+from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.data.images.read_image import read_image
+from retinanet_plugin.deploy.exported_graph import exported_graph
+from retinanet_plugin.deploy.plain_detectron2 import write_detectron2
+from retinanet_plugin.engine import Checkpointer
 
 EXAMPLE = ROOT / "examples/onnx_predict.py"
+HEAD = """
+_BASE_: "{root}/configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"
+MODEL:
+  RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64}}
+  RETINANET: {{IOU_BRANCH: True, BOX_SCALES: True}}
+"""
+# All else that detects otherwise than Detectron2.
+EVERYTHING = """
+  BACKBONE: {NAME: "build_fpn_linear_p7_backbone"}
+  RETINANET:
+    IOU_BRANCH: True
+    BOX_SCALES: True
+    SCORE_VOTING: True
+    CLIP_BEFORE_NMS: True
+    BFLOAT16: True
+    IN_FEATURES: ["p3", "p4", "p5", "p6"]
+  ANCHOR_GENERATOR: {SIZES: [[16, 24], [32, 48], [64, 96], [128, 192]]}
+"""
+
+
+def write_detector(folder, config, name):
+    """With IoUs and scales of boxes that differ."""
+    path = folder / "given.yaml"
+    path.write_text(config)
+    detector = write_small_detector(folder, str(path), name)
+    head = detector.model.head
+    with torch.no_grad():
+        head.iou_pred.weight.normal_(std=0.05)
+        head.iou_pred.bias.fill_(2.0)
+        head.box_scales.copy_(torch.linspace(0.5, 1.5, len(head.box_scales)))
+    Checkpointer(detector.model, str(folder), cfg=detector.cfg).save("model")
+    return detector
 
 
 def export(*args):
     main(["export", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A ResNet-18, which is exported fast, and the parts that only this package's head has."""
+    return write_detector(tmp_path_factory.mktemp("iou"), HEAD.format(root=ROOT), "iou_ants")
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +121,36 @@ def test_the_example_needs_neither_pytorch_nor_detectron2(onnx_file, detector):
         assert [r[0] for r in rows] == [predictor.class_names[c] for c in expected.pred_classes]
 
 
-def test_a_program_of_pytorch_detects_the_same(detector, tmp_path):
+def test_nms_in_the_graph_detects_the_same(detector, tmp_path, onnx_file):
+    path = tmp_path / "model.onnx"
+    export("onnx", detector.weights, path, "--nms", "--images", detector.images)
+    found = Predictor(path)(detector.files)
+    assert_equal_detections(found, Predictor(detector.weights)(detector.files))
+    with pytest.raises(UserError, match="has NMS and its thresholds in it"):
+        Predictor(path, opts=["MODEL.RETINANET.SCORE_THRESH_TEST", 0.6])
+
+
+def test_a_program_of_everything_at_once_detects_the_same(tmp_path, capsys):
+    config = HEAD.format(root=ROOT).partition("  RETINANET")[0] + EVERYTHING
+    detector = write_detector(tmp_path, config, "all_ants")
     path = tmp_path / "model.pt2"
     export("torch", detector.weights, path)
-    assert_detects_the_same(path, detector)
+    predictors = (
+        Predictor(path),
+        Predictor(detector.weights, opts=["MODEL.RETINANET.BFLOAT16", False]),
+    )
+    found, expected = (predictor(detector.files) for predictor in predictors)
+    assert_equal_detections(found, expected)
+    for key in ("SCORE_VOTING", "CLIP_BEFORE_NMS"):  # each is there, and does something
+        other = Predictor(path, opts=[f"MODEL.RETINANET.{key}", False])(detector.files)
+        with pytest.raises(AssertionError):
+            assert_equal_detections(other, expected)
+        stem = tmp_path / key
+        with pytest.raises(SystemExit, match="which ONNX's NMS does not do: leave --nms out"):
+            export("onnx", detector.weights, f"{stem}.onnx", "--nms")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be read"):
+        Predictor(path)
 
 
 def test_openvino_detects_the_same(detector, tmp_path):
@@ -90,20 +159,34 @@ def test_openvino_detects_the_same(detector, tmp_path):
     export("openvino", detector.weights, path, "--images", detector.images)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     assert_detects_the_same(path, detector)
+    (tmp_path / "model.bin").write_bytes(b"half of it")
+    with pytest.raises(UserError, match="cannot be read"):
+        Predictor(path)
 
 
-def test_openvino_in_8_bits_has_integers(detector, tmp_path, capsys):
+def test_openvino_in_8_bits_has_integers_and_tells_nobody(detector, tmp_path, clean_env):
     pytest.importorskip("nncf")
+    code = """
+import sys
+network = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"}
+sys.addaudithook(lambda event, args: print("tried", event, args) if event in network else None)
+from retinanet_plugin.__main__ import main
+main(sys.argv[1:])
+print("telemetry:", sys.modules["openvino_telemetry"])
+"""
     path = tmp_path / "model.xml"
     truth = detector.folder / "truth.json"
-    export(
-        "openvino", detector.weights, path, "--int8", "--images", detector.images, "--truth", truth
-    )
+    args = ["export", "openvino", detector.weights, path, "--int8"]
+    args += ["--images", detector.images, "--truth", truth]
+    command = [sys.executable, "-c", code, *map(str, args)]  # pytest turns NNCF's reports off
+    ran = subprocess.run(command, capture_output=True, text=True, env=clean_env)
+    assert ran.returncode == 0, ran.stderr
     assert 'element_type="i8"' in path.read_text()
     assert Predictor(path)(detector.files[0])[0].image_size == (90, 120)
-    printed = capsys.readouterr().out
-    assert re.search(r"detections in 6 images.* AP \d+\.\d, PyTorch \d", printed)
-    assert "Average Recall" not in printed
+    assert re.search(r"detections in 6 images.* AP \d+\.\d, PyTorch \d", ran.stdout)
+    assert "Average Recall" not in ran.stdout
+    assert "tried" not in ran.stdout
+    assert "telemetry: None" in ran.stdout
 
 
 def test_plain_detectron2_opens_its_export(tmp_path, small_cfg):
@@ -127,6 +210,7 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg):
     [
         (["onnx", "model.pt2"], r"onnx is written to a \.onnx file"),
         (["torch", "model.pt2", "--int8"], "--int8 is for openvino"),
+        (["torch", "model.pt2", "--nms"], "--nms is for onnx"),
         (["openvino", "model.xml", "--int8"], "give --images"),
         (["onnx", "model.onnx", "--truth", "truth.json"], "give --images FOLDER as well"),
         (["detectron2", "model.yaml"], "MODEL.FPN.TOP_BLOCK_IN_FEATURE is 'res4'"),
@@ -138,6 +222,46 @@ def test_mistakes_are_sentences(args, sentence, detector, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
         export(kind, detector.weights, tmp_path / output, *more)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.BACKBONE.NAME", "build_fpn_linear_p7_backbone"),
+        ("MODEL.FPN.BOTTOM_UP", "build_timm_backbone"),
+        ("MODEL.RETINANET.BOX_SCALES", True),
+        ("MODEL.RETINANET.IOU_BRANCH", True),
+        ("MODEL.RETINANET.SCORE_VOTING", True),
+        ("MODEL.RETINANET.CLIP_BEFORE_NMS", True),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "WholePixelAnchorGenerator"),
+    ],
+)
+def test_plain_detectron2_is_not_given_what_it_lacks(key, value, small_cfg, tmp_path):
+    small_cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match=f"{key} is {value!r}, which Detectron2"):
+        write_detectron2(small_cfg, str(tmp_path / "model.yaml"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_anchors_that_a_file_does_not_describe_are_refused(small_cfg):
+    small_cfg.MODEL.ANCHOR_GENERATOR.NAME = "WholePixelAnchorGenerator"
+    model = build_model(small_cfg)
+    with pytest.raises(UserError, match=r"ANCHOR_GENERATOR\.NAME is WholePixelAnchorGenerator"):
+        exported_graph(SimpleNamespace(model=model, cfg=small_cfg))
+
+
+def test_onnx_files_of_others_and_halves_are_sentences(onnx_file, tmp_path):
+    import onnx
+
+    other = onnx.load(onnx_file)
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match="does not say what it was made from"):
+        Predictor(tmp_path / "other.onnx")
+    content = onnx_file.read_bytes()
+    (tmp_path / "half.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        Predictor(tmp_path / "half.onnx")
 
 
 def test_files_of_others_are_sentences(tmp_path):

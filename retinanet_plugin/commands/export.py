@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--truth", default="", metavar="FILE", help="annotations of --images, for AP on all of them"
     )
     parser.add_argument("--int8", action="store_true", help="with openvino: 8-bit integers")
+    parser.add_argument(
+        "--nms", action="store_true", help="with onnx: decoding and NMS too, one image at a time"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,9 +52,11 @@ def run(args: argparse.Namespace) -> None:
         write_detectron2(cfg, args.output)
         print(f"wrote a config and weights for plain Detectron2: {args.output}")
         return
+    # What is written computes in float32, and is compared with that.
+    cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
     network = TorchNetwork(cfg, class_names, device="cpu")
     if args.format == "onnx":
-        write_onnx(network, args.output)
+        write_onnx(network, args.output, args.nms)
     elif args.format == "torch":
         write_program(network, args.output)
     else:
@@ -70,6 +75,8 @@ def _checked(args: argparse.Namespace) -> list[Source]:
         raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
     if args.int8 and args.format != "openvino":
         raise UserError(f"--int8 is for openvino, not {args.format}: leave it out")
+    if args.nms and args.format != "onnx":
+        raise UserError(f"--nms is for onnx, not {args.format}: leave it out")
     if args.int8 and not args.images:
         raise UserError("--int8 takes the ranges of values from images: give --images FOLDER")
     if args.truth and not args.images:

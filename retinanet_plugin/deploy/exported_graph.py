@@ -42,15 +42,20 @@ class ExportedGraph(nn.Module):
         return max(1, self.model.backbone.size_divisibility)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        model = self.model
-        features = model.backbone((images - model.pixel_mean) / model.pixel_std)
-        outputs = model.head([features[name] for name in model.in_features])
-        sizes = (model.num_classes, 4, 1)
+        _, outputs = self.features_and_outputs(images)
+        sizes = (self.model.num_classes, 4, 1)
         rows = (
             torch.cat([split_anchors(level, size).flatten(1, 3) for level in levels], dim=1)
             for levels, size in zip(outputs, sizes)
         )
         return tuple(x.squeeze(-1) if i == 2 else x for i, x in enumerate(rows))
+
+    def features_and_outputs(self, images: Tensor) -> tuple[list[Tensor], tuple[list[Tensor], ...]]:
+        """Of each level, what the head is given and returns."""
+        model = self.model
+        features = model.backbone((images - model.pixel_mean) / model.pixel_std)
+        features = [features[name] for name in model.in_features]
+        return features, model.head(features)
 
 
 def exported_graph(network: TorchNetwork) -> ExportedGraph:
@@ -65,8 +70,8 @@ def exported_graph(network: TorchNetwork) -> ExportedGraph:
         raise UserError(f"MODEL.META_ARCHITECTURE is {name}: only ModularRetinaNet is exported so")
     if type(model.anchor_generator) is not DefaultAnchorGenerator:
         raise UserError(
-            f"MODEL.ANCHOR_GENERATOR.NAME is {network.cfg.MODEL.ANCHOR_GENERATOR.NAME}: only "
-            "DefaultAnchorGenerator is exported"
+            f"MODEL.ANCHOR_GENERATOR.NAME is {network.cfg.MODEL.ANCHOR_GENERATOR.NAME}, whose "
+            "anchors an exported file does not describe: only DefaultAnchorGenerator is exported"
         )
     return ExportedGraph(model).eval()
 
@@ -84,12 +89,13 @@ def dynamic_input(graph: ExportedGraph) -> tuple[tuple[Tensor], dict[str, dict[i
     return (example,), {INPUT: dims}
 
 
-def describe(network: TorchNetwork, graph: ExportedGraph) -> dict[str, str]:
+def describe(network: TorchNetwork, graph: ExportedGraph, nms: bool = False) -> dict[str, str]:
     """What a program needs beside the graph, as texts of JSON.
 
     ``class_names``, ``preprocessing``, ``config`` and ``versions`` as in a checkpoint, ``padding``
     (``divisor``), ``anchors`` (of each level ``stride``, ``offset`` in strides, and ``boxes`` (A,
-    4) around a location), and ``decoding`` (thresholds, limits and the weights of deltas).
+    4) around a location), and ``decoding`` (thresholds, limits, the weights of deltas, clipping,
+    voting, and whether the graph does all this itself).
     """
     cfg: CfgNode = network.cfg.clone()
     cfg.MODEL.WEIGHTS = ""  # of this machine
@@ -110,6 +116,9 @@ def describe(network: TorchNetwork, graph: ExportedGraph) -> dict[str, str]:
             "nms_thresh": retinanet.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "box_weights": list(retinanet.BBOX_REG_WEIGHTS),
+            "clip_before_nms": retinanet.CLIP_BEFORE_NMS,
+            "score_voting": retinanet.SCORE_VOTING,
+            "in_graph": nms,
         },
     }
     return {key: json.dumps(value) for key, value in notes.items()}

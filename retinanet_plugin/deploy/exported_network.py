@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, detector_postprocess
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..config_merging import merge_options
@@ -42,12 +42,19 @@ class ExportedNetwork:
             self._divisor = int(described["padding"]["divisor"])
             self.class_names = [str(name) for name in described["class_names"]]
             self._strides = [int(level["stride"]) for level in described["anchors"]]
+            self._detects = described["decoding"]["in_graph"]
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"{path} does not say what it was made from: export it with python -m "
                 "retinanet_plugin export"
             ) from error
+        before = self.cfg.clone()
         merge_options(self.cfg, opts)
+        if self._detects and self.cfg != before:
+            raise UserError(
+                f"{path} has NMS and its thresholds in it, so no option changes what it detects: "
+                "leave them out, or export a checkpoint with other values"
+            )
         self._decoder = _Decoder(self.cfg, self._strides)
         self.preprocessing = Preprocessing.of(self.cfg)
 
@@ -59,12 +66,19 @@ class ExportedNetwork:
         images[:] = np.float32(self.cfg.MODEL.PIXEL_MEAN).reshape(-1, 1, 1)
         for image, x in zip(images, batch):
             image[:, :height, :width] = x["image"]
-        outputs = [torch.as_tensor(x) for x in self._run(images)]
-        found = self._decoder(outputs, padded, [(height, width)] * len(batch))
+        if self._detects:
+            found = [self._detected(image[None], (height, width)) for image in images]
+        else:
+            outputs = [torch.as_tensor(x) for x in self._run(images)]
+            found = self._decoder(outputs, padded, [(height, width)] * len(batch))
         return [
             detector_postprocess(instances, x["height"], x["width"])
             for instances, x in zip(found, batch)
         ]
+
+    def _detected(self, image: np.ndarray, size: tuple[int, int]) -> Instances:
+        boxes, scores, classes = (torch.as_tensor(x) for x in self._run(image))
+        return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
 
 
 class _Decoder:

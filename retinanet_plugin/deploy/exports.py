@@ -5,47 +5,63 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..whole_files import write_whole_file
+from .detecting_graph import CANDIDATES, DetectingGraph, with_nms
 from .exported_graph import INPUT, OUTPUTS, describe, dynamic_input, exported_graph
 from .exported_network import NOTES, import_openvino
 from .pictures import Source
 from .torch_network import TorchNetwork
 
 
-def write_onnx(network: TorchNetwork, path: str) -> None:
+def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
     """Write an ``.onnx`` file whose metadata have what :func:`describe` says.
 
+    Args:
+        nms: with decoding and NMS in the graph, for one image at a time.
+
     Raises:
-        UserError: a package is missing, or the file cannot be written.
+        UserError: a package is missing, the model detects by more than NMS where that is asked for,
+            or the file cannot be written.
     """
     graph = exported_graph(network)
-    example, shapes = dynamic_input(graph)
+    (images,), shapes = dynamic_input(graph)
     with _in_peace("onnx, onnxscript"):
         import onnx
 
-        names = list(OUTPUTS[: len(graph(*example))])
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=[INPUT],
-            output_names=names,
-            verbose=False,
-        )
-        assert program is not None
-        model = program.model_proto
-        onnx.helper.set_model_props(model, describe(network, graph))
+        if nms:
+            detecting = DetectingGraph(graph)
+            sides = {i: shapes[INPUT][i] for i in (2, 3)}
+            exported = _onnx_of(detecting, images[:1], {INPUT: sides}, CANDIDATES)
+            model = with_nms(exported, detecting)
+        else:
+            names = OUTPUTS[: len(graph(images))]
+            model = _onnx_of(graph, images, shapes, names)
+        onnx.helper.set_model_props(model, describe(network, graph, nms))
         onnx.checker.check_model(model)
     content = model.SerializeToString()
     write_whole_file(path, lambda file: file.write(content))
+
+
+def _onnx_of(graph: nn.Module, images: Tensor, shapes: dict[str, Any], names: Sequence[str]) -> Any:
+    program = torch.onnx.export(
+        graph,
+        (images,),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=[INPUT],
+        output_names=names,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
 
 
 def write_program(network: TorchNetwork, path: str) -> None:

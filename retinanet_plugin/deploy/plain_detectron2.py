@@ -2,7 +2,8 @@
 package: ``demo.py``, ``DefaultPredictor``, sahi."""
 
 import os
-from typing import Any
+from functools import reduce
+from operator import getitem
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,7 +13,8 @@ from ..errors import UserError
 from ..whole_files import write_whole_file
 from .torch_network import load_model
 
-# Keys of what detects, and their values where Detectron2 does the same.
+# Keys of what detects, and their values where Detectron2 does the same. Its other lacks matter in
+# training alone (matchers, losses and their weights), or to speed and rounding.
 _STOCK = {
     "MODEL.META_ARCHITECTURE": "ModularRetinaNet",
     "MODEL.BACKBONE.NAME": "build_fpn_p3p7_backbone",
@@ -37,7 +39,7 @@ def write_detectron2(cfg: CfgNode, path: str) -> None:
         UserError: Detectron2 lacks a part of the model, or a file cannot be written.
     """
     for key, value in _STOCK.items():
-        if (found := _value(cfg, key)) != value:
+        if (found := reduce(getitem, key.split("."), cfg)) != value:
             raise UserError(
                 f"{key} is {found!r}, which Detectron2's RetinaNet does not have (it is as with "
                 f"{value!r}): export to onnx instead"
@@ -68,10 +70,3 @@ def _copy(cfg: CfgNode, stock: CfgNode) -> None:
             _copy(cfg[key], value)
         else:
             stock[key] = cfg[key]
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for name in key.split("."):
-        value = value.get(name, False)
-    return value
