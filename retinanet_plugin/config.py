@@ -98,6 +98,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # Training sees windows of this share of a resized image's width and height, each around a
     # random one of its boxes; 0: whole images.
     cfg.INPUT.BOX_CROP = 0.0
+    # Training sees squares of the largest MIN_SIZE_TRAIN, cut from images at a random scale between
+    # these two, or padded; at 1 the whole image just fits in. []: ResizeShortestEdge.
+    cfg.INPUT.SCALE_JITTER = []
 
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

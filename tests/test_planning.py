@@ -12,7 +12,7 @@ from retinanet_plugin.data.dataset_facts import DatasetFacts
 from retinanet_plugin.data.planning.anchors import choose_levels, plan_anchors
 from retinanet_plugin.data.planning.choice import Choice, Machine, StepCost, options
 from retinanet_plugin.data.planning.config_text import config_text
-from retinanet_plugin.data.planning.crops import choose_crop
+from retinanet_plugin.data.planning.crops import choose_views
 from retinanet_plugin.data.planning.flips import choose_flip
 from retinanet_plugin.data.planning.image_size import choose_image_size, small_side
 from retinanet_plugin.data.planning.network import base_of, base_path, choose_precision
@@ -148,11 +148,14 @@ def test_no_flip_is_the_users_to_say():
     assert choose_flip(["cat"], is_allowed=False).value == "none"
 
 
-def test_windows_where_images_are_mostly_background():
-    facts = facts_of((640, 640), [(10, 10, 48, 48)])
+def views_of(facts):
     size = choose_image_size(facts, FAST, HOUR)
-    assert size.short_edge == 320
-    assert [choice.value for choice in choose_crop(facts, size.short_edge)] == [0.5]
+    return {x.key: x.value for x in choose_views(facts, size.short_edge)}
+
+
+def test_windows_where_images_are_mostly_background():
+    views = views_of(facts_of((640, 640), [(10, 10, 48, 48)]))
+    assert views == {"INPUT.MIN_SIZE_TRAIN": [320], "INPUT.BOX_CROP": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +163,14 @@ def test_windows_where_images_are_mostly_background():
     [[(10, 10, 400, 400)], [(x, y, 48, 48) for x in range(0, 600, 60) for y in range(0, 600, 60)]],
     ids=["large", "many"],
 )
-def test_whole_images_where_objects_fill_them(boxes):
-    facts = facts_of((640, 640), boxes)
-    assert choose_crop(facts, choose_image_size(facts, FAST, HOUR).short_edge) == []
+def test_squares_at_random_scales_where_objects_fill_images(boxes):
+    # 640x480 is 427x320 in evaluation: 4/3 of a square of 320, between 0.6 and 1.5 times this.
+    views = views_of(facts_of((640, 480), boxes))
+    assert views == {"INPUT.MIN_SIZE_TRAIN": [320], "INPUT.SCALE_JITTER": [0.8, 2.0]}
+
+
+def test_a_panorama_is_scaled_as_in_evaluation():
+    assert views_of(facts_of((3000, 300), [(0, 0, 2000, 290)]))["INPUT.SCALE_JITTER"] == [1.2, 3.0]
 
 
 # ------------------------------------------------------------------ schedule

@@ -16,6 +16,7 @@ from ...errors import UserError
 from ..images.read_image import read_image
 from .box_crop import BoxCrop
 from .left_out import left_out_images
+from .scale_jitter import with_scale_jitter
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -49,6 +50,8 @@ class RetinaNetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.SCALE_JITTER:
+            arguments["augmentations"] = with_scale_jitter(arguments["augmentations"], cfg)
         if is_train and cfg.INPUT.BOX_CROP > 0:
             arguments["augmentations"].append(BoxCrop(cfg.INPUT.BOX_CROP))
         return {**arguments, "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES}

@@ -1,4 +1,4 @@
-"""Whether training looks at windows around objects instead of whole images."""
+"""What training sees of an image: windows around objects, or squares at any scale."""
 
 import numpy as np
 
@@ -11,23 +11,57 @@ _SPARSE = 0.15
 _WINDOW, _SIDES = 160, 2.5  # images are padded to multiples of 32
 # A window of nearly all the image saves nothing.
 _LARGEST_SHARE = 0.75
+# Without windows: by how much objects are smaller and larger than in evaluation.
+_SCALES = (0.6, 1.5)
+_MOST_ASPECT = 2.0  # of longer ones, the ends are cut away
 
 
-def choose_crop(facts: DatasetFacts, short_edge: int) -> list[Choice]:
-    """Windows around objects, if these are few and small; else nothing.
+def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
+    """Windows around objects, if these are few and small; else squares of images at random scales.
 
     Args:
         facts: of the training set.
         short_edge: of its images after resizing, pixels.
     """
     share = window_share(facts, short_edge)
-    if share == 1:
-        return []
+    if share < 1:
+        reason = (
+            f"boxes cover {_covered(facts):.1%} of the images: windows around them, of this share "
+            "of width and height, show more objects in the same time"
+        )
+        return [
+            Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "as in evaluation"),
+            Choice("INPUT.BOX_CROP", round(share, 4), reason),
+        ]
+    aspect = median_aspect(facts)
+    low, high = (round(scale * aspect, 2) for scale in _SCALES)
     reason = (
-        f"boxes cover {_covered(facts):.1%} of the images: windows around them, of this share of "
-        "width and height, show more objects in the same time"
+        f"squares of images from {_SCALES[0]:g} to {_SCALES[1]:g} times as large as in evaluation: "
+        "none is seen twice alike, so that few are not learned by heart"
     )
-    return [Choice("INPUT.BOX_CROP", round(share, 4), reason)]
+    return [
+        Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "of the squares"),
+        Choice("INPUT.SCALE_JITTER", [low, high], reason),
+    ]
+
+
+def seen_megapixels(facts: DatasetFacts, short_edge: int, sizes: np.ndarray) -> float:
+    """Of an image, that training sees.
+
+    Args:
+        facts: of the training set.
+        short_edge: of its images after resizing, pixels.
+        sizes: (N, 2), of its images after resizing, pixels.
+    """
+    share = window_share(facts, short_edge)
+    pixels = share**2 * float(sizes.prod(axis=1).mean()) if share < 1 else short_edge**2
+    return pixels / 1e6
+
+
+def median_aspect(facts: DatasetFacts) -> float:
+    """The longer edge of images by the shorter, at most 2, as in evaluation."""
+    aspect = float(np.median(facts.sizes.max(axis=1) / facts.sizes.min(axis=1)))
+    return min(aspect, _MOST_ASPECT)
 
 
 def window_share(facts: DatasetFacts, short_edge: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from ..anchor_reach import resized
 from ..dataset_facts import DatasetFacts
 from .choice import Choice, Machine
-from .crops import window_share
+from .crops import seen_megapixels
 
 # Pixels that all but the smallest objects should have: three cells of P3, which has a stride of 8.
 WANTED_SIDE = 24
@@ -29,7 +29,7 @@ _EPOCHS, _LEAST_SEEN, _MOST_SEEN = 10, 2400, 4800
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Sizes for ``ResizeShortestEdge``, and what becomes of the boxes."""
+    """Sizes for evaluation, those of training at most, and what becomes of the boxes."""
 
     short_edge: int
     max_size: int
@@ -42,12 +42,10 @@ class ImageSize:
         return self.small_side < LEAST_SIDE
 
     def choices(self) -> list[Choice]:
-        same = "as in training"
         return [
-            Choice("INPUT.MIN_SIZE_TRAIN", [self.short_edge], self.reason),
-            Choice("INPUT.MAX_SIZE_TRAIN", self.max_size, "of the longer edge"),
-            Choice("INPUT.MIN_SIZE_TEST", self.short_edge, same),
-            Choice("INPUT.MAX_SIZE_TEST", self.max_size, same),
+            Choice("INPUT.MIN_SIZE_TEST", self.short_edge, self.reason),
+            Choice("INPUT.MAX_SIZE_TEST", self.max_size, "of the longer edge"),
+            Choice("INPUT.MAX_SIZE_TRAIN", self.max_size, "as in evaluation"),
         ]
 
 
@@ -70,7 +68,7 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
 
     def megapixels(edge: int) -> float:  # that training sees of an image
         sizes = resized(facts.sizes, edge, _max_size(edge, aspect))
-        return float(sizes.prod(axis=1).mean()) / 1e6 * window_share(facts, edge) ** 2
+        return seen_megapixels(facts, edge, sizes)
 
     seen = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
     affordable = (seconds / seen - machine.loading_seconds) / machine.seconds_per_megapixel

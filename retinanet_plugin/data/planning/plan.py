@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..dataset_facts import DatasetFacts
 from .anchors import AnchorPlan, plan_anchors
 from .choice import Choice, Machine
-from .crops import choose_crop
+from .crops import choose_views
 from .flips import choose_flip
 from .image_size import ImageSize, choose_image_size
 from .network import choose_network, choose_precision, learning_rate_of_8
@@ -58,7 +58,7 @@ def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> Data
         Choice("MODEL.RETINANET.NUM_CLASSES", len(facts.class_names), "the classes of the data"),
         *anchors.choices(),
         *size.choices(),
-        *choose_crop(facts, size.short_edge),
+        *choose_views(facts, size.short_edge),
         choose_flip(facts.class_names, wishes.flip),
     ]
     return DataPlan(size, anchors, choices, learning_rate_of_8(wishes.weights))

@@ -81,6 +81,12 @@ def _rises(value: Any) -> bool:
     return _list_of(_whole(1))(value) and all(a < b for a, b in itertools.pairwise(value))
 
 
+def _is_range_or_off(value: Any) -> bool:
+    return _list_of(_above(0), most=2)(value) and (
+        len(value) == 0 or (len(value) == 2 and value[0] <= value[1])
+    )
+
+
 _POSITIVES = _list_of(_above(0), fewest=1)
 
 
@@ -150,6 +156,7 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
 _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("INPUT.MIN_SIZE_TRAIN", _list_of(_whole(0), 1), "pixels of the shorter side, such as (800,)"),
     ("INPUT.MAX_SIZE_TRAIN", _whole(1), "pixels of the longer side, such as 1333"),
+    ("INPUT.SCALE_JITTER", _is_range_or_off, "[] or two scales above 0, such as [0.5, 2.0]"),
     ("INPUT.BOX_CROP", _within(0, 1), f"a share of width and height: {_SHARE}, which is off at 0"),
     ("DATALOADER.REPEAT_THRESHOLD", _within(0, 1), f"a share of the images: {_SHARE}"),
     ("SOLVER.MAX_ITER", _whole(1), _ITERATIONS),
