@@ -40,7 +40,7 @@ def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
         "none is seen twice alike, so that few are not learned by heart"
     )
     return [
-        Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "of the squares"),
+        Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "the edge of the squares"),
         Choice("INPUT.SCALE_JITTER", [low, high], reason),
     ]
 
