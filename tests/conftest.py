@@ -12,6 +12,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import logger as d2_logger
 from detectron2.utils.logger import setup_logger
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,6 +51,7 @@ def _own_log():
     logger.handlers[:] = handlers
     logger.setLevel(level)
     setup_logger.cache_clear()  # or it would not set up the next test's
+    d2_logger._LOG_COUNTER.clear()  # what is said once in a process is said once in a test
 
 
 @pytest.fixture
