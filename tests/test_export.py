@@ -164,6 +164,24 @@ def test_openvino_detects_the_same(detector, tmp_path):
         Predictor(path)
 
 
+def test_a_signal_after_openvino_is_heard(detector, tmp_path, clean_env):
+    """OpenVINO leaves a stack for signals behind, in memory that it takes back."""
+    pytest.importorskip("openvino")
+    code = """
+import signal, sys
+from retinanet_plugin import Predictor
+from retinanet_plugin.__main__ import main
+from retinanet_plugin.engine import stop_signals
+main(["export", "openvino", sys.argv[1], sys.argv[2]])
+Predictor(sys.argv[2])
+with stop_signals():
+    signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, str(detector.weights), str(tmp_path / "model.xml")]
+    ran = subprocess.run(command, capture_output=True, text=True, env=clean_env)
+    assert ran.returncode == 143, ran.stderr
+
+
 def test_openvino_in_8_bits_has_integers_and_tells_nobody(detector, tmp_path, clean_env):
     pytest.importorskip("nncf")
     code = """

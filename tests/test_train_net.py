@@ -44,7 +44,8 @@ def test_train_resume_evaluate_draw(run, tmp_path, clean_env, digits_entries):
     trained = run()
     assert trained.returncode == 0, trained.stderr
     assert "Evaluation results for" in trained.stdout
-    assert f"weights in {output}/model_final.pth; look at the detections: " in trained.stdout
+    # After two iterations there may be no detection to look at.
+    assert f"weights in {output}/model_final.pth" in trained.stdout
     first = torch.load(output / "model_final.pth", weights_only=True)["model"]
     assert first["loss_normalizer"] != 100
 

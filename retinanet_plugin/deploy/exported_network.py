@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -114,6 +115,16 @@ def import_openvino() -> Any:
     return openvino
 
 
+def in_a_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` in a thread that ends.
+
+    The thread that compiles a model for OpenVINO is given a stack for signals, whose memory goes
+    with the model: from then on a signal, as of Ctrl-C, would crash the process.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
+
+
 def _open_onnx(path: str) -> tuple[Runner, dict[str, str]]:
     import onnxruntime
 
@@ -132,7 +143,7 @@ def _open_openvino(path: str) -> tuple[Runner, dict[str, str]]:
     model = core.read_model(path)
     notes = model.get_rt_info(NOTES).value if model.has_rt_info(NOTES) else "{}"
     # float32 as it is written: some processors would compute in bfloat16.
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = in_a_thread(core.compile_model, model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = list(compiled.outputs)
 
     def run(images: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..whole_files import write_whole_file
 from .detecting_graph import CANDIDATES, DetectingGraph, with_nms
 from .exported_graph import INPUT, OUTPUTS, describe, dynamic_input, exported_graph
-from .exported_network import NOTES, import_openvino
+from .exported_network import NOTES, import_openvino, in_a_thread
 from .pictures import Source
 from .torch_network import TorchNetwork
 
@@ -96,7 +96,7 @@ def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) 
         program = torch.export.export(graph, example, dynamic_shapes=shapes)
         model = openvino.convert_model(program)
         if calibration:
-            model = _quantized(model, network, graph.divisor, calibration)
+            model = in_a_thread(_quantized, model, network, graph.divisor, calibration)
     model.set_rt_info(json.dumps(describe(network, graph)), NOTES)
     stem = os.path.splitext(path)[0]
     unfinished = f"{stem}.unfinished.xml"

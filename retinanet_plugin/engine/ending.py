@@ -63,13 +63,14 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     if not comm.is_main_process():
         return
     ap = average_precision(results)
-    if ap is not None and math.isnan(ap):  # as COCO's evaluation has it
-        score, ap = f"no detections on {cfg.DATASETS.TEST[0]}, ", None
+    found_nothing = ap is not None and math.isnan(ap)  # as COCO's evaluation has it
+    if found_nothing:
+        score = f"no detections on {cfg.DATASETS.TEST[0]}, "
     else:
         score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
     config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     look = ""
-    if ap is not None and _shows_detections(cfg, config):
+    if ap is not None and not found_nothing and _shows_detections(cfg, config):
         look = (
             f"; look at the detections: python -m retinanet_plugin visualize --config-file {config}"
         )
