@@ -45,7 +45,8 @@ class SmallDetector(NamedTuple):
 
 
 def write_small_detector(folder, config_file, name="ants"):
-    """Random weights whose heads find much, with scores that differ; the norms and the classes are no one's default."""
+    """Random weights whose heads find much, with scores that differ; norms and classes are no
+    one's default."""
     (folder / "images").mkdir()
     write_image_folder(folder / "images")
     register_coco_json([(name, str(folder / "truth.json"), str(folder / "images"))])
