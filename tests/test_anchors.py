@@ -183,6 +183,16 @@ def test_good_anchors_stay():
     assert second.after is second.before
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_more_anchors_are_worth_a_new_training(seed):
+    """Else those that a plan chose would be replaced for nothing."""
+    boxes, image_sizes = random_boxes(100, seed=seed)
+    few = fit_anchors(boxes, image_sizes, STRIDES, max_anchors=3).after
+    fit = fit_anchors(boxes, image_sizes, STRIDES, sizes=few.sizes, aspect_ratios=few.aspect_ratios)
+    gains = fit.after.coverage - few.coverage, fit.after.ious.mean() - few.ious.mean()
+    assert fit.after is fit.before or gains[0] >= 0.002 or gains[1] >= 0.02
+
+
 def test_fewer_anchors_are_taken_where_they_are_as_good():
     # All squares of 45 px to 47 px: one anchor does what RetinaNet's nine do.
     rng = np.random.default_rng(0)

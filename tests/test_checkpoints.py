@@ -375,14 +375,19 @@ def test_an_earlier_training_is_set_aside(checkpointer, output, caplog):
         checkpointer.save("model_0000001", iteration=1)
         torch.save({}, output / "pretrained.pth")
         print(f"training {number}", file=metrics, flush=True)
+        (output / f"events.out.tfevents.{number}.host.1.0").touch()
+        (output / f"events.out.tfevents.{number}.host.{os.getpid()}.0").touch()  # in use
         prepare_output_dir(str(output), resumed=False)
         aside = output / f"earlier-{number}"
-        assert names_in(aside) == ["last_checkpoint", "metrics.json", "model_0000001.pth"]
+        curves = f"events.out.tfevents.{number}.host.1.0"
+        assert names_in(aside) == [curves, "last_checkpoint", "metrics.json", "model_0000001.pth"]
         assert (aside / "metrics.json").read_text() == f"training {number}\n"
         assert f"its 1 checkpoints and its metrics are now in {aside}" in caplog.text
     metrics.close()
     assert found(output) is None
-    assert names_in(output) == ["earlier-1", "earlier-2", "metrics.json", "pretrained.pth"]
+    curves = [f"events.out.tfevents.{number}.host.{os.getpid()}.0" for number in (1, 2)]
+    others = ["earlier-1", "earlier-2", "metrics.json", "pretrained.pth"]
+    assert names_in(output) == sorted([*curves, *others])
 
 
 def test_weights_of_an_earlier_training_in_the_same_folder_are_refused(digits_entries, output):

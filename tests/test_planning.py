@@ -211,7 +211,15 @@ def test_next_to_no_time_is_a_plan_with_a_warning(budget):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(45, "45 s"), (360, "6 min"), (3600, "1 h"), (5400, "1 h 30 min")]
+    ("seconds", "words"),
+    [
+        (45, "45 s"),
+        (60, "1 min"),
+        (90, "90 s"),
+        (360, "6 min"),
+        (3600, "1 h"),
+        (5400, "1 h 30 min"),
+    ],
 )
 def test_times_in_words(seconds, words):
     assert in_words(seconds) == words

@@ -122,6 +122,8 @@ def fit_anchors(
         if keeps_classes and new.are_reached.sum() >= before.are_reached.sum():
             found.append(new)
     after = _smallest(found)
+    if _is_hardly_better(after, before):
+        after = before
     return AnchorFit(before, after, grid.best_iou_of_any_shape(boxes, image_sizes))
 
 
@@ -135,6 +137,15 @@ def _smallest(found: list[Anchors]) -> Anchors:
     enough = max(anchors.ious.mean() for anchors in good) - _AS_GOOD_IOU
     good = [anchors for anchors in good if anchors.ious.mean() >= enough]
     return min(good, key=lambda x: (x.num_anchors, x is not found[0], -x.coverage, -x.ious.mean()))
+
+
+def _is_hardly_better(after: Anchors, before: Anchors) -> bool:
+    """Whether changing anchors, for which a model is trained anew, gains next to nothing."""
+    return (
+        after.num_anchors >= before.num_anchors
+        and after.coverage < before.coverage + _AS_GOOD
+        and after.ious.mean() < before.ious.mean() + _AS_GOOD_IOU
+    )
 
 
 def _sizes(scales: Sequence[float], strides: Sequence[int]) -> list[list[float]]:

@@ -96,8 +96,8 @@ def plan_schedule(
 
 def in_words(seconds: float) -> str:
     """``"45 s"``, ``"6 min"``, ``"1 h 30 min"``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    if round(seconds) < 120:
+        return "1 min" if round(seconds) == 60 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

@@ -116,7 +116,7 @@ def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
 
 
 def set_aside_earlier_training(output_dir: str) -> None:
-    """Move the checkpoints of an earlier training, and its metrics, to earlier-1, -2, ...
+    """Move the checkpoints of an earlier training, its metrics and curves, to earlier-1, -2, ...
 
     A new training gives its files the same names.
     """
@@ -127,7 +127,13 @@ def set_aside_earlier_training(output_dir: str) -> None:
     while os.path.lexists(folder := os.path.join(output_dir, f"earlier-{number}")):
         number += 1
     os.mkdir(folder)
-    for name in [*names, "last_checkpoint"]:
+    # TensorBoard's files have the process in their names: those of this one are in use.
+    curves = [
+        name
+        for name in os.listdir(output_dir)
+        if name.startswith("events.out.tfevents.") and f".{os.getpid()}." not in name
+    ]
+    for name in [*names, *curves, "last_checkpoint"]:
         if os.path.lexists(os.path.join(output_dir, name)):
             os.replace(os.path.join(output_dir, name), os.path.join(folder, name))
     metrics = os.path.join(output_dir, "metrics.json")
