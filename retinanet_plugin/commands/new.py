@@ -27,7 +27,8 @@ from ..data.planning.network import PRECISION, base_of, base_path, choose_networ
 from ..data.planning.plan import Wishes, plan_for_data
 from ..data.planning.schedule import USUAL_BATCH, in_words, plan_schedule
 from ..engine import check_weights
-from ..engine.step_cost import measure_fitting_batch, measure_machine, quiet
+from ..engine.console_log import quiet
+from ..engine.step_cost import measure_fitting_batch, measure_machine
 from ..errors import UserError
 from ..report.plan_page import write_plan_page
 from ..report.planned_page import page_of

@@ -175,10 +175,15 @@ def _check_only_tested(
         )
 
 
+def _common_files(facts: DatasetFacts, others: DatasetFacts) -> list[str]:
+    """The image files of ``facts`` that ``others`` have too, in its order."""
+    files = others.files()
+    return [file for file in facts.files() if file in files]
+
+
 def _check_shared(first: DatasetFacts, second: DatasetFacts, findings: Findings) -> None:
     """Images of two training sets: what one set says nothing of is background in it."""
-    files = first.files()
-    common = [file for file in second.files() if file in files]
+    common = _common_files(second, first)
     if common:
         findings.warn(
             "shared",
@@ -190,15 +195,14 @@ def _check_shared(first: DatasetFacts, second: DatasetFacts, findings: Findings)
 
 
 def _check_leak(trained: list[DatasetFacts], tested: DatasetFacts, findings: Findings) -> None:
-    files = tested.files()
     for facts in trained:
-        common = [file for file in facts.files() if file in files]
+        common = _common_files(facts, tested)
         if common:
             findings.warn(
                 "leak",
                 tested.source,
-                f"{len(common):,} of its {len(files):,} image files are in {facts.name} too, such "
-                f"as {common[0]}",
+                f"{len(common):,} of its {len(tested.files()):,} image files are in {facts.name} too, "
+                f"such as {common[0]}",
                 "an evaluation on images that were trained on says little: separate them",
             )
 

@@ -1,10 +1,12 @@
 """What of the log is on the console: the facts that matter, in a page. ``log.txt`` has all."""
 
+import contextlib
 import logging
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from typing import TextIO
 
@@ -123,3 +125,14 @@ class _ConsoleFormatter(logging.Formatter):
             more = len(lines) - _MOST_LINES
             text = "\n".join([*lines[:_MOST_LINES], f"... {more} more lines are in log.txt"])
         return text if self._has_colours else _COLOURS.sub("", text)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing below an error is logged in here: it is only tried or measured, of no training."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,11 +1,10 @@
 """What training steps and evaluations cost on this machine: measured, not guessed."""
 
 import contextlib
-import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ..data.dataset_facts import DatasetFacts
 from ..data.loading.test_loader import build_test_loader
 from ..data.planning.choice import Choice, Machine, StepCost, options
 from ..errors import UserError
+from .console_log import quiet
 from .trainer import Trainer
 
 _WARM_UP_STEPS = 2  # the first ones allocate memory and choose algorithms
@@ -141,14 +141,3 @@ def _no_memory(cfg: CfgNode) -> UserError:
         f"the memory of {cfg.MODEL.DEVICE} is not enough for {cfg.SOLVER.IMS_PER_BATCH} images of "
         f"{short_edge(cfg, is_train=True)} pixels: end other programs that use it"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing below an error is logged in here: it would be of no training."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

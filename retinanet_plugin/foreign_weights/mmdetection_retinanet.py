@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import UserError
 from .head import BOX_HEAD, CLASS_HEAD, count_classes, reorder_anchors
 from .names import Rule, rename, weights_below
-from .resnet import COUNTERS, IMAGENET_PIXELS, resnet_rules, resnet_settings
+from .resnet import COUNTERS, IMAGENET_PIXELS, resnet_rules, resnet_settings, top_block_settings
 from .translated import BACKBONE, Translated
 
 _MARKER = "bbox_head.retina_cls.weight"
@@ -94,13 +94,11 @@ def _settings(weights: dict[str, Tensor], has_norms: bool, source: str) -> dict[
     settings = {
         **IMAGENET_PIXELS,
         **resnet_settings(weights, BACKBONE, source),
+        **top_block_settings(weights),
         "MODEL.BACKBONE.NAME": "build_fpn_linear_p7_backbone",
         "MODEL.RETINANET.NUM_CONVS": len(convs),
         "MODEL.RETINANET.CLIP_BEFORE_NMS": True,
     }
-    p6 = weights.get("backbone.top_block.p6.weight")
-    if p6 is not None and p6.shape[0] == p6.shape[1]:
-        settings["MODEL.FPN.TOP_BLOCK_IN_FEATURE"] = "p5"
     if has_norms:
         settings["MODEL.RETINANET.NORM"] = "GN"
     return settings

@@ -81,6 +81,14 @@ def resnet_settings(weights: dict[str, Tensor], prefix: str, source: str) -> dic
     return settings
 
 
+def top_block_settings(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """P6 is made from P5, not from C5, if its convolution has as many inputs as outputs."""
+    p6 = weights.get("backbone.top_block.p6.weight")
+    if p6 is not None and p6.shape[0] == p6.shape[1]:
+        return {"MODEL.FPN.TOP_BLOCK_IN_FEATURE": "p5"}
+    return {}
+
+
 def scale_norms(weights: dict[str, Tensor], prefix: str, old_eps: float) -> None:
     """Make frozen norms that add ``old_eps`` to variances those of Detectron2, which add 1e-5."""
     for name in list(weights):

@@ -10,7 +10,14 @@ from torch import Tensor
 from ..errors import UserError
 from .head import BOX_HEAD, CLASS_HEAD, count_classes, reorder_anchors
 from .names import Rule, rename, weights_below
-from .resnet import COUNTERS, IMAGENET_PIXELS, resnet_rules, resnet_settings, scale_norms
+from .resnet import (
+    COUNTERS,
+    IMAGENET_PIXELS,
+    resnet_rules,
+    resnet_settings,
+    scale_norms,
+    top_block_settings,
+)
 from .translated import BACKBONE, Translated
 
 _MARKER = "head.classification_head.cls_logits.weight"
@@ -111,11 +118,9 @@ def _settings(
     settings = {
         **_SETTINGS,
         **resnet_settings(weights, BACKBONE, source),
+        **top_block_settings(weights),
         "MODEL.RETINANET.NUM_CLASSES": num_classes,
     }
-    p6 = weights.get("backbone.top_block.p6.weight")
-    if p6 is not None and p6.shape[0] == p6.shape[1]:
-        settings["MODEL.FPN.TOP_BLOCK_IN_FEATURE"] = "p5"
     if has_norms:
         settings["MODEL.RETINANET.NORM"] = "GN"
         settings["MODEL.RETINANET.BBOX_REG_LOSS_TYPE"] = "giou"

@@ -3,8 +3,6 @@
 Which names of samplers, schedules or norms there are depends on the version of Detectron2.
 """
 
-import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +17,7 @@ from detectron2.layers import get_norm
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from PIL import Image
 
+from ..console_log import quiet
 from .config_values import lookup
 
 _Probe = Callable[[CfgNode], Any]
@@ -134,21 +133,10 @@ def _known_norms() -> list[str]:
 def _refusal(probe: Callable[[Any], Any], tried: Any) -> str:
     """Why Detectron2 refuses what is ``tried``, in a line; empty: it does not."""
     try:
-        with _quiet():
+        with quiet():
             probe(tried)
     except (AssertionError, AttributeError, ArithmeticError, LookupError, TypeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     except (OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing that is only tried is logged."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
