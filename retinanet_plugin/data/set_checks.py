@@ -201,8 +201,8 @@ def _check_leak(trained: list[DatasetFacts], tested: DatasetFacts, findings: Fin
             findings.warn(
                 "leak",
                 tested.source,
-                f"{len(common):,} of its {len(tested.files()):,} image files are in {facts.name} too, "
-                f"such as {common[0]}",
+                f"{len(common):,} of its {len(tested.files()):,} image files are in {facts.name} "
+                f"too, such as {common[0]}",
                 "an evaluation on images that were trained on says little: separate them",
             )
 
