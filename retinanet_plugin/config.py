@@ -15,16 +15,38 @@ def add_retinanet_config(cfg: CfgNode) -> None:
 
     Every stock key (``MODEL.RETINANET.*``, ``MODEL.FPN.*``, ...) keeps its meaning.
     """
-    retinanet = cfg.MODEL.RETINANET
-    # Parts, by their names in this package's registries.
-    retinanet.HEAD_NAME = "RetinaNetHead"
+    _add_network(cfg.MODEL)
+    _add_losses(cfg.MODEL.RETINANET)
+    _add_matching(cfg.MODEL.RETINANET)
+    _add_execution(cfg.MODEL.RETINANET)
+    _add_data(cfg)
+    _add_training(cfg)
+
+
+def _add_network(model: CfgNode) -> None:
+    """Keys of the network, the head and what is made of their predictions."""
+    # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
+    model.FPN.BOTTOM_UP = "build_resnet_backbone"
+    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its
+    # batch norms, "" leaves the norms that timm builds.
+    model.TIMM = CfgNode({"NAME": "", "NORM": ""})
+    # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
+    model.FPN.TOP_BLOCK_IN_FEATURE = "res5"
+    model.RETINANET.HEAD_NAME = "RetinaNetHead"
     # RetinaNetHead: a learned factor of each level's deltas; an IoU that is predicted for each
     # anchor, learned by MODEL.RETINANET.IOU_LOSS_WEIGHT times its cross entropy, and multiplied
     # into the scores.
-    retinanet.BOX_SCALES = False
-    retinanet.IOU_BRANCH = False
-    retinanet.IOU_LOSS_WEIGHT = 1.0
-    retinanet.MATCHER_NAME = "IoUMatcher"
+    model.RETINANET.BOX_SCALES = False
+    model.RETINANET.IOU_BRANCH = False
+    model.RETINANET.IOU_LOSS_WEIGHT = 1.0
+    # Boxes are clipped to the image before NMS, as torchvision and mmdetection do (stock: after).
+    model.RETINANET.CLIP_BEFORE_NMS = False
+    # Detections are averaged with the candidates that NMS takes out (PAA's score voting).
+    model.RETINANET.SCORE_VOTING = False
+
+
+def _add_losses(retinanet: CfgNode) -> None:
+    """Keys of the losses; their names are those of the registries."""
     retinanet.CLS_LOSS_NAME = "FocalLoss"
     # One alpha for each class instead of FOCAL_LOSS_ALPHA: a list, or "auto", from class counts.
     retinanet.FOCAL_LOSS_ALPHA_PER_CLASS = None
@@ -46,6 +68,11 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # What weighs the box losses of foreground anchors, which are then divided by the sum of the
     # weights: "none" (each 1, divided as the classification loss is), "quality" or "score".
     retinanet.BBOX_REG_LOSS_WEIGHTING = "none"
+
+
+def _add_matching(retinanet: CfgNode) -> None:
+    """Keys of what anchors are to learn."""
+    retinanet.MATCHER_NAME = "IoUMatcher"
     # About the MiB that a matcher may take next to its results (IoUMatcher on a GPU: per image).
     retinanet.MATCHER_MEMORY_MB = 16.0
     # IoUMatcher: a box that overlaps no anchor makes none foreground (stock: every one).
@@ -60,10 +87,13 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     retinanet.TASK_ALIGNED_BETA = 6.0
     retinanet.TASK_ALIGNED_TOPK = 13
     retinanet.TASK_ALIGNED_ATSS_SHARE = 0.33
-    # Boxes are clipped to the image before NMS, as torchvision and mmdetection do (stock: after).
-    retinanet.CLIP_BEFORE_NMS = False
-    # Detections are averaged with the candidates that NMS takes out (PAA's score voting).
-    retinanet.SCORE_VOTING = False
+    # An anchor of which crowds and ignored boxes (`iscrowd`, `ignore`) cover at least this share is
+    # neither foreground nor background; 0: such boxes are dropped, as Detectron2 does.
+    retinanet.IGNORE_IOA_THRESH = 0.5
+
+
+def _add_execution(retinanet: CfgNode) -> None:
+    """Keys of how a model runs."""
     # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
     # inference; weights, losses, matching and decoding stay float32.
     retinanet.BFLOAT16 = False
@@ -73,9 +103,6 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # themselves in inference, take algorithms that are faster than PyTorch's there; losses stay the
     # same, the rest differs by rounding.
     retinanet.FAST_CPU_CONV = True
-    # An anchor of which crowds and ignored boxes (`iscrowd`, `ignore`) cover at least this share is
-    # neither foreground nor background; 0: such boxes are dropped, as Detectron2 does.
-    retinanet.IGNORE_IOA_THRESH = 0.5
     # On CUDA, the focal loss and cross entropies are one Triton kernel.
     retinanet.TRITON_LOSS = True
     # Backbone and head go through torch.compile (PyTorch 2.0); this changes more than rounding.
@@ -83,14 +110,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # Train by replaying CUDA graphs, one for each of the first four shapes of batches (one GPU).
     retinanet.CUDA_GRAPH = False
 
-    # The builder of the network under the FPN: any name in Detectron2's BACKBONE_REGISTRY.
-    cfg.MODEL.FPN.BOTTOM_UP = "build_resnet_backbone"
-    # build_timm_backbone: a network by timm's name, such as "resnet50d"; "FrozenBN" freezes its
-    # batch norms, "" leaves the norms that timm builds.
-    cfg.MODEL.TIMM = CfgNode({"NAME": "", "NORM": ""})
-    # The feature that P6 is computed from: "res5" (C5, as in the paper) or "p5".
-    cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE = "res5"
 
+def _add_data(cfg: CfgNode) -> None:
+    """Keys of data sets and of what a training sees of their images."""
     # Data sets in COCO's format to register: a list of (name, annotation file, image folder).
     cfg.DATASETS.COCO_JSON = []
     # An image that cannot be read is left out, counted and named, instead of ending the training.
@@ -102,6 +124,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # these two, or padded; at 1 the whole image just fits in. []: ResizeShortestEdge.
     cfg.INPUT.SCALE_JITTER = []
 
+
+def _add_training(cfg: CfgNode) -> None:
+    """Keys of what is saved and shown of a training, and when it ends."""
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # After each evaluation during training: the losses on DATASETS.TEST.
