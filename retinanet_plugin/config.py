@@ -127,6 +127,9 @@ def _add_data(cfg: CfgNode) -> None:
 
 def _add_training(cfg: CfgNode) -> None:
     """Keys of what is saved and shown of a training, and when it ends."""
+    # "ema" or "swa": a moving average of the weights, or the mean of those of every PERIOD-th
+    # iteration after START; evaluated and saved beside them.
+    cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0, "PERIOD": 1})
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # After each evaluation during training: the losses on DATASETS.TEST.

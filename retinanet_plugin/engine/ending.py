@@ -15,7 +15,7 @@ from ..config import load_config
 from ..errors import UserError
 from .failures.sentences import is_own_exit
 from .signals import Stopped
-from .watch import average_precision
+from .watch import AVERAGED, average_precision
 
 logger = logging.getLogger("detectron2.trainer")
 
@@ -74,6 +74,10 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
         look = (
             f"; look at the detections: python -m retinanet_plugin visualize --config-file {config}"
         )
+    averaged = average_precision((results or {}).get(AVERAGED))
+    if averaged is not None and not math.isnan(averaged):
+        path = os.path.join(cfg.OUTPUT_DIR, "model_final_averaged.pth")
+        weights += f"; averaged weights: AP {averaged:.1f}, in {path}"
     logger.info(f"done: {score}weights in {weights}{look}")
 
 

@@ -24,6 +24,7 @@ from ..data.class_alphas import resolve_auto_alpha
 from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from ..meta_arch import ModularRetinaNet
+from .averaging import WeightAverage
 from .checkpoints.checkpointer import Checkpointer
 from .checkpoints.earlier_checkpoints import (
     prepare_output_dir,
@@ -36,7 +37,14 @@ from .resumable import ResumableTrainer
 from .signals import at_once
 from .tensorboard import ValidationPictures
 from .validation import DetectionCounter, bare_model, share_reached, validation_losses
-from .watch import EarlyStop, EvaluationHook, log_detections, log_losses
+from .watch import (
+    AVERAGED,
+    EarlyStop,
+    EvaluationHook,
+    average_precision,
+    log_detections,
+    log_losses,
+)
 
 logger = logging.getLogger("detectron2.trainer")
 
@@ -73,7 +81,10 @@ class Trainer(ResumableTrainer):
             super().run_step()
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, with evaluations that are watched: :class:`EvaluationHook`."""
+        """Detectron2's hooks, with evaluations that are watched: :class:`EvaluationHook`.
+
+        First comes :class:`WeightAverage`, so that checkpoints and evaluations have the average.
+        """
         # Detectron2's has been made just before; the hooks are to write with this one.
         stock = self.checkpointer
         self.checkpointer = Checkpointer(
@@ -84,10 +95,12 @@ class Trainer(ResumableTrainer):
             self.cfg.TEST.EVAL_PERIOD,
             self._evaluate,
             patience=self.cfg.TEST.EARLY_STOP_PATIENCE,
-            on_better=self.checkpointer.save_best,
+            on_better=self._save_best,
         )
+        self._average = WeightAverage.of_config(self.cfg, self.checkpointer.model)
         hooks = super().build_hooks()
-        return [evaluation if isinstance(hook, EvalHook) else hook for hook in hooks]
+        hooks = [evaluation if isinstance(hook, EvalHook) else hook for hook in hooks]
+        return hooks if self._average is None else [self._average, *hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As :meth:`ResumableTrainer.resume_or_load`.
@@ -123,13 +136,16 @@ class Trainer(ResumableTrainer):
                 # A run that is resumed after its early stop evaluates nothing.
                 if comm.is_main_process() and hasattr(self, "_last_eval_results"):
                     verify_results(self.cfg, self._last_eval_results)
+            if self._average is not None and self._average.num_averaged > 0:
+                self.checkpointer.save_averaged(self._average.model)
         results = getattr(self, "_last_eval_results", None)
         log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
         return results
 
     def _evaluate(self) -> dict[str, Any]:
         with at_once():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            averaged = self._test_average()
+            self._last_eval_results = {**self.test(self.cfg, self.model), **averaged}
             model = self.checkpointer.model
             if self.cfg.TEST.VAL_LOSS and isinstance(model, ModularRetinaNet):
                 for name in self.cfg.DATASETS.TEST:
@@ -138,6 +154,23 @@ class Trainer(ResumableTrainer):
                         log_losses(self.cfg, name, losses)
             self._pictures.draw(bare_model(self.model))
         return self._last_eval_results
+
+    def _test_average(self) -> dict[str, Any]:
+        """``{"averaged": results}`` on all processes, of the average if there is one yet."""
+        if self._average is None or self._average.num_averaged == 0:
+            return {}
+        logger.info(f"Evaluation of the average of {self._average.num_averaged:,} weights:")
+        evaluators = [
+            self.build_evaluator(self.cfg, name, f"{inference_folder(self.cfg, name)}_averaged")
+            for name in self.cfg.DATASETS.TEST
+        ]
+        return {AVERAGED: self.test(self.cfg, self._average.model, evaluators)}
+
+    def _save_best(self, ap: float) -> None:
+        """Of the weights and their average, those that have this AP."""
+        is_of_average = ap == average_precision(self._last_eval_results.get(AVERAGED))
+        average = self._average if is_of_average else None
+        self.checkpointer.save_best(ap, average and average.model)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -17,6 +17,10 @@ from .validation import DetectionCounter
 logger = logging.getLogger("detectron2.watch")
 
 
+# Of the averaged weights, beside the results of those that are trained.
+AVERAGED = "averaged"
+
+
 class EarlyStop(BaseException):
     """Ends a training from a hook: nothing failed, so Detectron2 is not to log an exception."""
 
@@ -43,7 +47,8 @@ class EvaluationHook(EvalHook):
                 ``Trainer.test`` does.
             patience: evaluations in a row without a better AP after which the training ends;
                 0: it does not. It is ended by :class:`EarlyStop`.
-            on_better: called with an AP of the first test set that is better than all before.
+            on_better: called with an AP of the first test set that is better than all before, be
+                it of the weights or of their average.
         """
 
         def evaluate() -> dict[str, Any]:
@@ -97,9 +102,9 @@ class EvaluationHook(EvalHook):
             self._do_eval()
         self.last_evaluated = trained
         # All processes are to decide alike, and the first one alone has results.
-        ap = comm.all_gather(average_precision(self._results))[0]
+        ap = comm.all_gather(_best_average_precision(self._results))[0]
         if ap is not None:
-            self._compare(0.0 if math.isnan(ap) else ap)  # NaN: there were no detections
+            self._compare(ap)
 
     def _compare(self, ap: float) -> None:
         if self.best_ap is None or ap > self.best_ap:
@@ -157,6 +162,13 @@ def _note(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
         # Detectron2 prints the median of the losses it has: here of the last one alone.
         storage.histories().pop(prefix + name, None)
         storage.put_scalar(prefix + name, value, smoothing_hint=False)
+
+
+def _best_average_precision(results: dict[str, Any] | None) -> float | None:
+    """Of the weights that are trained and of their average."""
+    found = [average_precision(x) for x in (results, (results or {}).get(AVERAGED))]
+    # NaN: there were no detections.
+    return max((0.0 if math.isnan(ap) else ap for ap in found if ap is not None), default=None)
 
 
 def average_precision(results: dict[str, Any] | None) -> float | None:

@@ -78,10 +78,25 @@ class Checkpointer(DetectionCheckpointer):
         self._newest = path
         self._remove_oldest(path)
 
-    def save_best(self, metric: float) -> bool:
+    def save_averaged(self, model: nn.Module) -> None:
+        """Write model_final_averaged.pth, the weights of ``model``.
+
+        It is to predict with: ``--resume`` never goes on from it.
+
+        Raises:
+            UserError: see :meth:`save`.
+        """
+        if self.save_dir and self.save_to_disk:
+            self._write("model_final_averaged", {}, model)
+
+    def save_best(self, metric: float, model: nn.Module | None = None) -> bool:
         """Write the weights to model_best.pth if ``metric`` is higher than that of the file.
 
         It is to predict with: ``--resume`` never goes on from it.
+
+        Args:
+            metric: of the weights.
+            model: whose weights; None: those that are trained.
 
         Returns:
             bool: whether they were written; never for NaN.
@@ -91,7 +106,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk or not metric > self._saved_best_metric():
             return False
-        self._write("model_best", {"best_metric": float(metric)})
+        self._write("model_best", {"best_metric": float(metric)}, model)
         return True
 
     def load(
@@ -195,10 +210,10 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_whole_file(path, lambda file: file.write(last_filename_basename.encode()), _GO_ON)
 
-    def _write(self, name: str, more: dict[str, Any]) -> str:
+    def _write(self, name: str, more: dict[str, Any], model: nn.Module | None = None) -> str:
         path = os.path.join(self.save_dir, f"{name}.pth")
         content = {
-            "model": self.model.state_dict(),
+            "model": (model or self.model).state_dict(),
             **plain(more, "checkpoint"),
             **(describe_training(self.cfg) if self.cfg else {}),
         }

@@ -17,7 +17,7 @@ logger = logging.getLogger("detectron2.checkpointer")
 
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 _LONGEST_PATH = 1024  # characters
-_OF_A_TRAINING = re.compile(r"model_(\d+|final|best)\.pth")
+_OF_A_TRAINING = re.compile(r"model_(\d+|final|final_averaged|best)\.pth")
 
 
 @dataclass(frozen=True)
