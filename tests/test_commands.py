@@ -33,12 +33,6 @@ def test_digits_into_an_existing_folder_is_one_sentence(tmp_path):
         main(["digits", str(tmp_path)])
 
 
-def test_visualize_before_evaluation_is_one_sentence(data_opts):
-    config = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN.yaml")
-    with pytest.raises(SystemExit, match=r"error: the detections .* run train_net\.py"):
-        main(["visualize", "--config-file", config, "--opts", *data_opts])
-
-
 def test_figures_of_an_untrained_model_are_refused(data_opts):
     with pytest.raises(SystemExit, match=r"error: MODEL\.WEIGHTS is empty"):
         main(["focal-loss-figures", "--config-file", COMPARE, "--opts", *data_opts])
@@ -47,7 +41,7 @@ def test_figures_of_an_untrained_model_are_refused(data_opts):
 @pytest.mark.parametrize("number", ["0", "-1", "2.5", "many"])
 def test_numbers_of_images(number, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["visualize", "--config-file", COMPARE, "--num-images", number])
+        main(["browse", "--config-file", COMPARE, "--num-images", number])
     assert "argument --num-images" in capsys.readouterr().err
 
 

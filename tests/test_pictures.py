@@ -1,15 +1,17 @@
 """Pictures of detections beside truth: what counts as found, colours, places of the labels."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import cv2
 import numpy as np
 import pytest
-from detectron2.structures import BoxMode
 from matplotlib import font_manager
+from matplotlib.colors import to_hex
 
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.report import pictures
+from retinanet_plugin.report.detections.pictures import IGNORED, STYLES, draw_pairs
+from retinanet_plugin.report.detections.shown_boxes import ShownBox
 from retinanet_plugin.report.drawing import (
     SKY_BLUE,
     add_axes,
@@ -23,8 +25,6 @@ from retinanet_plugin.report.drawing import (
     text_options,
 )
 from retinanet_plugin.report.label_places import place_labels
-from retinanet_plugin.report.matches import in_regions, match_detections
-from retinanet_plugin.report.pictures import IGNORED, STYLES, draw_pairs
 
 # How people who lack one kind of cones see linear RGB (Machado, Oliveira and Fernandes 2009).
 SIGHTS = {
@@ -33,38 +33,6 @@ SIGHTS = {
     "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
     "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
 }
-
-
-def test_hits_misses_and_false_alarms():
-    """A box is found once, by the best detection of its class that overlaps it enough."""
-    truth = [
-        {"bbox": [0, 0, 10, 10], "category_id": 0},
-        {"bbox": [40, 0, 10, 10], "category_id": 1},
-    ]
-    detections = [
-        {"bbox": [0, 0, 10, 9], "category_id": 0},  # a hit
-        {"bbox": [0, 0, 10, 10], "category_id": 0},  # the same box again
-        {"bbox": [40, 0, 10, 10], "category_id": 2},  # another class
-        {"bbox": [40, 6, 10, 10], "category_id": 1},  # IoU 0.25
-    ]
-    boxes = pictures._boxes(detections), pictures._boxes(truth)
-    assert match_detections(detections, boxes[0], truth, boxes[1]) == [0, None, None, None]
-
-
-def test_a_detection_in_a_region_to_ignore_is_no_false_alarm():
-    """By the share of the detection's area, as COCO's evaluation has it; in its class alone."""
-    regions = [{"bbox": [0, 0, 50, 50], "category_id": 0}]
-    detections = [
-        {"bbox": [10, 10, 5, 5], "category_id": 0},
-        {"bbox": [40, 0, 20, 10], "category_id": 0},  # half of it
-        {"bbox": [41, 0, 20, 10], "category_id": 0},
-        {"bbox": [10, 10, 5, 5], "category_id": 1},
-    ]
-    boxes = pictures._boxes(detections), pictures._boxes(regions)
-    found = in_regions(detections, boxes[0], regions, boxes[1])
-    assert found == [True, True, False, False]
-    assert in_regions(detections, boxes[0], [], pictures._boxes([])) == [False] * 4
-    assert in_regions([], pictures._boxes([]), regions, boxes[1]) == []
 
 
 def overlap(a, b):
@@ -144,52 +112,64 @@ def test_colours_of_one_picture_are_told_apart(kinds, sight):
     assert STYLES[kinds[0]][1] != STYLES[kinds[1]][1]
 
 
+TRUTH = ShownBox("truth", [10, 10, 40, 15], "cat", 0.9)
+HIT = ShownBox("hit", [10, 10, 40, 15], "cat 0.90", 0.9)
+
+
+def picture(folder, name="a", shape=(60, 90, 3)):
+    """A grey picture, as a record."""
+    path = str(folder / f"{name}.png")
+    cv2.imwrite(path, np.full(shape, 128, np.uint8))
+    return {"file_name": path}
+
+
 def test_pictures_of_any_shape(tmp_path):
     """A wide and a tall picture, one without a box; a label that has no room is counted."""
-    images = []
-    for name, shape in (("wide", (30, 90, 3)), ("tall", (90, 30, 3))):
-        path = str(tmp_path / f"{name}.png")
-        cv2.imwrite(path, np.full(shape, 128, np.uint8))
-        images.append({"file_name": path, "annotations": []})
-    box = {"bbox": [10, 10, 40, 15], "category_id": 0, "score": 0.9}
-    images[0]["annotations"].append({**box, "bbox_mode": BoxMode.XYWH_ABS})
-    _, unlabelled = draw_pairs(images, [[box], []], ["cat"], score_thresh=0.5)
+    images = [picture(tmp_path, "wide", (30, 90, 3)), picture(tmp_path, "tall", (90, 30, 3))]
+    _, unlabelled = draw_pairs(images, [[TRUTH, HIT], []], score_thresh=0.5)
     assert unlabelled == 0
-    images[1]["annotations"] = images[0]["annotations"]
-    figure, unlabelled = draw_pairs(images, [[box], [box]], ["cat" * 50], score_thresh=0.5)
+    long = [replace(box, label="cat" * 50) for box in (TRUTH, HIT)]
+    figure, unlabelled = draw_pairs(images, [long, long], score_thresh=0.5)
     assert unlabelled == 2  # in the tall one
     save_figure(figure, str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_test_set_may_have_no_annotations(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 40, 3), 128, np.uint8))
-    found = [{"bbox": [10, 10, 20, 15], "category_id": 0, "score": 0.9}]
-    figure, _ = draw_pairs([{"file_name": str(tmp_path / "a.png")}], [found], ["cat"], 0.5)
+@pytest.mark.parametrize(
+    ("score_thresh", "left", "right"),
+    [(0.5, "truth, found", "hit"), (0.95, "truth, missed", None)],
+)
+def test_what_is_found_depends_on_the_threshold(tmp_path, score_thresh, left, right):
+    figure, _ = draw_pairs([picture(tmp_path)], [[TRUTH, HIT]], score_thresh)
+    for axes, kind in zip(figure.axes, (left, right)):
+        drawn = [to_hex(lines.get_edgecolor()[0]).upper() for lines in axes.collections]
+        assert drawn == (["#000000", STYLES[kind].colour] if kind else [])
+
+
+def test_an_image_may_have_no_truth(tmp_path):
+    false_alarm = replace(HIT, kind="false")
+    figure, _ = draw_pairs([picture(tmp_path)], [[false_alarm]], 0.5)
     assert len(figure.axes[0].collections) == 0
     assert len(figure.axes[1].collections) == 2  # of a false alarm, and the black under it
 
 
 def test_regions_to_ignore_have_a_legend_where_there_are_some(tmp_path):
-    path = str(tmp_path / "picture.png")
-    cv2.imwrite(path, np.full((60, 90), 128, np.uint8))
-    box = {"bbox": [10, 10, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    found = [{"bbox": [15, 15, 20, 20], "category_id": 0, "score": 0.9}]
-    drawn = {}
-    for iscrowd in (0, 1):
-        image = {"file_name": path, "annotations": [{**box, "iscrowd": iscrowd}]}
-        figure, _ = draw_pairs([image], [found], ["cat"], score_thresh=0.5)
-        drawn[iscrowd] = figure
+    image, drawn = picture(tmp_path), {}
+    for kind in ("truth", "region"):
+        region = ShownBox(kind, [10, 10, 40, 40], "cat", 2)
+        ignored = ShownBox("ignored", [15, 15, 20, 20], "cat 0.90", 0.9)
+        drawn[kind], _ = draw_pairs([image], [[region, ignored]], score_thresh=0.5)
     entries = {i: {text.get_text() for text in f.legends[0].get_texts()} for i, f in drawn.items()}
-    assert entries[1] == set(STYLES)
-    assert entries[0] == set(STYLES) - set(IGNORED)
-    hatched = [patch for patch in drawn[1].axes[0].patches if patch.get_hatch()]
+    assert entries["region"] == set(STYLES)
+    assert entries["truth"] == set(STYLES) - set(IGNORED)
+    figure = drawn["region"]
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
     assert [patch.get_xy()[:4].tolist() for patch in hatched] == [
         [[10, 10], [50, 10], [50, 50], [10, 50]]
     ]
-    drawn[1].savefig(tmp_path / "figure.png")
-    above = max(axes.get_window_extent().y1 for axes in drawn[1].axes)
-    assert drawn[1].legends[0].get_window_extent().y0 >= above
+    figure.savefig(tmp_path / "figure.png")
+    above = max(axes.get_window_extent().y1 for axes in figure.axes)
+    assert figure.legends[0].get_window_extent().y0 >= above
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 80), (50, 40), (2000, 1600)])
@@ -247,10 +227,8 @@ def test_names_are_shortened_to_one_line(name, expected):
 
 def test_names_are_no_formulas(tmp_path):
     """Matplotlib reads what stands between dollars as TeX, and fails where it is none."""
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((60, 90, 3), 128, np.uint8))
-    box = {"bbox": [10, 10, 40, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    image = {"file_name": str(tmp_path / "a.png"), "annotations": [box]}
-    figure, unlabelled = draw_pairs([image], [[]], [r"$\frac{$ <b>"], score_thresh=0.5)
+    box = replace(TRUTH, label=r"$\frac{$ <b>")
+    figure, unlabelled = draw_pairs([picture(tmp_path)], [[box]], score_thresh=0.5)
     assert unlabelled == 0
     assert [text.get_text() for text in figure.axes[0].texts] == [r"$\frac{$ <b>"]
     pixels_of(figure)

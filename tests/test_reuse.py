@@ -87,7 +87,7 @@ def test_commands_explain_themselves(clean_env):
     )  # fmt: skip
     assert process.returncode == 0
     assert "digits" in process.stdout
-    assert "visualize" in process.stdout
+    assert "report" in process.stdout
 
 
 @pytest.mark.parametrize("registry", ["CLS_LOSS", "BOX_LOSS", "MATCHER", "RETINANET_HEAD"])

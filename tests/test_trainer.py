@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import shlex
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 
 from retinanet_plugin.engine import Trainer, command_line, log_end
@@ -73,16 +75,29 @@ def test_results_that_are_missed_are_one_sentence(cfg, caplog):
         trainer.train()
 
 
-@pytest.mark.parametrize("has_config", [True, False])
-def test_the_last_line_says_what_there_is_and_what_to_do_next(cfg, tmp_path, caplog, has_config):
-    if has_config:
-        (tmp_path / "config.yaml").write_text(cfg.dump())
+def test_the_last_line_says_what_there_is_and_what_to_do_next(cfg, tmp_path, caplog):
+    name = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(name)
     with caplog.at_level(logging.INFO, "detectron2"):
         log_end(cfg, {"bbox": {"AP": 62.94}}, "model_final.pth")
     (line,) = caplog.messages
-    assert line.startswith(f"done: AP 62.9 on {cfg.DATASETS.TEST[0]}, weights in model_final.pth")
-    command = f"python -m retinanet_plugin visualize --config-file {tmp_path}/config.yaml"
-    assert line.endswith(command) == has_config
+    done, command = line.split("; where it fails: ")
+    assert done == f"done: AP 62.9 on {name}, weights in model_final.pth"
+    results = f"{tmp_path}/inference/{name}/coco_instances_results.json"
+    assert shlex.split(command) == [
+        "python", "-m", "retinanet_plugin", "report", "--truth", metadata.json_file,
+        "--images", metadata.image_root, "--results", results, "--output", f"{tmp_path}/report",
+    ]  # fmt: skip
+
+
+def test_the_last_line_where_no_file_has_the_truth(cfg, caplog):
+    """As of data that are registered in Python."""
+    cfg.DATASETS.TEST = ("made_by_a_function",)
+    MetadataCatalog.get("made_by_a_function").evaluator_type = "coco"
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, {"bbox": {"AP": 62.94}}, "model_final.pth")
+    MetadataCatalog.remove("made_by_a_function")
+    assert caplog.messages == ["done: AP 62.9 on made_by_a_function, weights in model_final.pth"]
 
 
 def test_the_last_line_of_a_model_that_detects_nothing(cfg, caplog):

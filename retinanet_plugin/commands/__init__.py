@@ -18,7 +18,6 @@ from . import (
     predict,
     replay,
     report,
-    visualize,
 )
 
 COMMANDS = {
@@ -36,5 +35,4 @@ COMMANDS = {
     "new": new,
     "replay": replay,
     "report": report,
-    "visualize": visualize,
 }

@@ -11,7 +11,7 @@ from .command_line import argument_parser, set_up, setup_config
 from .ending import log_end, missed_results_in_words
 from .failures.console import in_its_own_words, keep_console_readable, one_sentence_errors
 from .signals import stop_signals
-from .trainer import Trainer, inference_folder
+from .trainer import Trainer
 
 __all__ = [
     "Checkpointer",
@@ -22,7 +22,6 @@ __all__ = [
     "check_weights",
     "check_weights_fit",
     "in_its_own_words",
-    "inference_folder",
     "keep_console_readable",
     "log_end",
     "missed_results_in_words",

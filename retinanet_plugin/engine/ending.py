@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from ..config import load_config
 from ..errors import UserError
 from .failures.sentences import is_own_exit
 from .signals import Stopped
+from .validation import inference_folder
 from .watch import AVERAGED, average_precision
 
 logger = logging.getLogger("detectron2.trainer")
@@ -68,12 +69,8 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
         score = f"no detections on {cfg.DATASETS.TEST[0]}, "
     else:
         score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
-    config = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-    look = ""
-    if ap is not None and not found_nothing and _shows_detections(cfg, config):
-        look = (
-            f"; look at the detections: python -m retinanet_plugin visualize --config-file {config}"
-        )
+    command = "" if ap is None or found_nothing else _report_command(cfg)
+    look = f"; where it fails: {command}" if command else ""
     averaged = average_precision((results or {}).get(AVERAGED))
     if averaged is not None and not math.isnan(averaged):
         path = os.path.join(cfg.OUTPUT_DIR, "model_final_averaged.pth")
@@ -81,12 +78,19 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     logger.info(f"done: {score}weights in {weights}{look}")
 
 
-def _shows_detections(cfg: CfgNode, config: str) -> bool:
-    """Whether ``visualize`` with the file ``config`` draws what was evaluated."""
+def _report_command(cfg: CfgNode) -> str:
+    """Reports what was evaluated; "" where no annotation file in COCO's format says the truth."""
     name = cfg.DATASETS.TEST[0]
-    if MetadataCatalog.get(name).get("evaluator_type") != "coco":
-        return False
-    try:
-        return list(load_config(config).DATASETS.TEST[:1]) == [name]
-    except UserError:
-        return False
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if metadata.get("evaluator_type") != "coco" or not json_file or not image_root:
+        return ""
+    results = os.path.join(inference_folder(cfg, name), "coco_instances_results.json")
+    options = {
+        "--truth": json_file,
+        "--images": image_root,
+        "--results": results,
+        "--output": os.path.join(cfg.OUTPUT_DIR, "report"),
+    }
+    words = [word for option in options.items() for word in option]
+    return shlex.join(["python", "-m", "retinanet_plugin", "report", *words])

@@ -6,22 +6,28 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..data.loading.mapper import RetinaNetMapper
+from ..report.detections.boxes import detections_of, truth_of
+from ..report.detections.matching import match_detections
+from ..report.detections.overlaps import find_overlaps
+from ..report.detections.pictures import draw_pairs
+from ..report.detections.shown_boxes import shown_boxes
 from ..report.drawing import evenly_spread, pixels_of
-from ..report.pictures import SCORE_THRESH, draw_pairs
 
 logger = logging.getLogger("detectron2.watch")
+
+SCORE_THRESH = 0.5  # lowest score that is drawn
 
 
 class ValidationPictures:
     """Draws truth and detections of some images of the first test set into the event storage.
 
-    Hits, misses and false alarms are those of ``visualize``. A training is the same with and
+    Hits, misses and false alarms are those of ``report``. A training is the same with and
     without: the model is in evaluation meanwhile, and no random number is drawn.
     """
 
@@ -62,19 +68,25 @@ class ValidationPictures:
         return [records[i] for i in evenly_spread(len(records), self._cfg.TEST.NUM_PICTURES)]
 
     def _draw(self, model: nn.Module, name: str) -> None:
-        found = self._detect(model)
-        if found:
-            images, detections = map(list, zip(*found))
-            classes = MetadataCatalog.get(name).thing_classes
-            figure, _ = draw_pairs(images, detections, classes, SCORE_THRESH)
-            pixels = pixels_of(figure).transpose(2, 0, 1)
-            get_event_storage().put_image(f"validation/{name}", pixels)
+        images, found = self._detect(model)
+        if not images:
+            return
+        class_names = list(MetadataCatalog.get(name).thing_classes)
+        truth = truth_of(images, class_names, list(range(len(class_names))))
+        detections = detections_of(found)
+        matches = match_detections(detections, truth, find_overlaps(detections, truth))
+        boxes = [
+            shown_boxes(truth, detections, matches, i, SCORE_THRESH) for i in range(len(images))
+        ]
+        figure, _ = draw_pairs(images, boxes, SCORE_THRESH)
+        pixels = pixels_of(figure).transpose(2, 0, 1)
+        get_event_storage().put_image(f"validation/{name}", pixels)
 
     @torch.no_grad()
-    def _detect(self, model: nn.Module) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """The images that can be read, each with its detections in COCO's format of results."""
+    def _detect(self, model: nn.Module) -> tuple[list[dict[str, Any]], list[Instances]]:
+        """The images that can be read, and what is found in each."""
         mapper = RetinaNetMapper(self._cfg, is_train=False)
-        found = []
+        images, found = [], []
         was_training = model.training
         model.eval()
         try:
@@ -82,8 +94,8 @@ class ValidationPictures:
                 sample = mapper(image)
                 if sample is None:  # DATASETS.SKIP_BAD_IMAGES
                     continue
-                instances = model([sample])[0]["instances"].to("cpu")
-                found.append((image, instances_to_coco_json(instances, image["image_id"])))
+                images.append(image)
+                found.append(model([sample])[0]["instances"].to("cpu"))
         finally:  # which Detectron2's inference_context does not do after an error
             model.train(was_training)
-        return found
+        return images, found

@@ -1,5 +1,6 @@
 """What is watched on test sets beside AP: detections, what anchors can reach at all, losses."""
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -42,6 +43,11 @@ class DetectionCounter(DatasetEvaluator):
         images, detections, top_scores = zip(*found)
         self.num_images, self.num_detections = sum(images), sum(detections)
         self.top_score = max(top_scores)
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
 
 
 def bare_model(model: nn.Module) -> nn.Module:

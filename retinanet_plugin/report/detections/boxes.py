@@ -1,12 +1,14 @@
 """The truth and the detections of a report, as arrays over all images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode, Instances
 
 from ...data.annotations.coco_entries import is_area_of
-from ...data.annotations.coco_format import CocoFile, read_coco
+from ...data.annotations.coco_format import read_coco
 from ...data.findings import Findings
 from ...errors import UserError
 
@@ -56,13 +58,48 @@ def read_truth(path: str, image_folder: str) -> Truth:
     coco = read_coco(path, image_folder, f"the annotation file {path}", findings)
     findings.raise_errors()
     assert coco is not None
-    truth = _to_truth(coco)
+    truth = truth_of(coco.images, coco.class_names, list(coco.class_of))
     if not truth.counts.any():
         raise UserError(
             f"the annotation file {path} has no boxes to find: name one with annotated objects "
             "other than crowds"
         )
     return truth
+
+
+def truth_of(
+    images: list[dict[str, Any]], class_names: list[str], category_ids: list[int]
+) -> Truth:
+    """The truth of N of Detectron2's dataset dicts, whose annotations have classes 0 to K - 1."""
+    annotations = [
+        (i, annotation)
+        for i, image in enumerate(images)
+        for annotation in image.get("annotations", ())
+    ]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for _, a in annotations]
+    return Truth(
+        class_names=class_names,
+        category_ids=category_ids,
+        images=images,
+        image=np.array([i for i, _ in annotations], int),
+        classes=np.array([a["category_id"] for _, a in annotations], int),
+        boxes=np.array(boxes, float).reshape(-1, 4),
+        areas=np.array([_area(a, box) for (_, a), box in zip(annotations, boxes)], float),
+        is_crowd=np.array([bool(a.get("iscrowd", 0)) for _, a in annotations], bool),
+    )
+
+
+def detections_of(found: Sequence[Instances], name: str = "") -> Detections:
+    """What a model found in each of N images, in the memory of the CPU."""
+    boxes = np.concatenate([x.pred_boxes.tensor.numpy() for x in found]).astype(float)
+    boxes[:, 2:] -= boxes[:, :2]
+    return best_first(
+        name,
+        np.repeat(np.arange(len(found)), [len(x) for x in found]),
+        np.concatenate([x.pred_classes.numpy() for x in found]),
+        boxes,
+        np.concatenate([x.scores.numpy() for x in found]).astype(float),
+    )
 
 
 def best_first(
@@ -80,27 +117,8 @@ def best_first(
     return Detections(name, image[kept], classes[kept], boxes[kept], scores[kept])
 
 
-def _to_truth(coco: CocoFile) -> Truth:
-    annotations = [
-        (i, annotation)
-        for i, image in enumerate(coco.images)
-        for annotation in image.get("annotations", ())
-    ]
-    boxes = np.array([a["bbox"] for _, a in annotations], float).reshape(-1, 4)
-    return Truth(
-        class_names=coco.class_names,
-        category_ids=list(coco.class_of),
-        images=coco.images,
-        image=np.array([i for i, _ in annotations], int),
-        classes=np.array([a["category_id"] for _, a in annotations], int),
-        boxes=boxes,
-        areas=np.array([_area(a) for _, a in annotations], float),
-        is_crowd=np.array([bool(a.get("iscrowd", 0)) for _, a in annotations], bool),
-    )
-
-
-def _area(annotation: dict[str, Any]) -> float:
+def _area(annotation: dict[str, Any], box: Sequence[float]) -> float:
     """As the evaluation after training has it: the file's, if it can be the area of the object."""
-    width, height = annotation["bbox"][2:]
+    width, height = box[2:]
     area = annotation.get("area")
     return width * height if area is None or not is_area_of(area, width, height) else area

@@ -18,7 +18,7 @@ from .boxes import Truth
 from .errors import KINDS
 from .evaluation import Evaluation, difference, to_json
 from .figures import draw_figures
-from .worst_images import show_images, worst_images
+from .shown_images import other_images, show_images, worst_images
 
 MOST_CLASSES = 30  # in sight
 MOST_CONFUSIONS = 10  # in words
@@ -53,13 +53,17 @@ def write_report(
         content["difference"] = difference(*evaluations)
     shown, problems = [], []
     for number, evaluation in enumerate(evaluations, 1):
-        images, sheet, problem = show_images(evaluation, truth, worst_images(evaluation, truth))
-        figures = draw_figures(evaluation, truth)
-        drawn = {name: _png(figure) for name, figure in figures.items()}
-        shown.append({"images": images, "problem": problem, "figures": drawn})
-        problems += [problem] if problem else []
-        if sheet is not None:
-            drawn = {**drawn, "worst_images": _png(sheet)}
+        drawn = {name: _png(figure) for name, figure in draw_figures(evaluation, truth).items()}
+        worst = worst_images(evaluation, truth)
+        chosen = {"worst_images": worst, "images": other_images(truth, worst)}
+        of_page: dict[str, Any] = {"figures": dict(drawn), "problem": ""}
+        for name, indices in chosen.items():
+            of_page[name], sheet, problem = show_images(evaluation, truth, indices)
+            of_page["problem"] = of_page["problem"] or problem
+            if sheet is not None:
+                drawn[name] = _png(sheet)
+        shown.append(of_page)
+        problems += [of_page["problem"]] if of_page["problem"] else []
         end = "" if number == 1 else f"_{number}"
         for name, png in drawn.items():
             path = os.path.join(folder, f"{name}{end}.png")
@@ -82,7 +86,8 @@ def render(
         truth: that ``numbers`` are about.
         numbers: of each detector, of :func:`to_json`.
         content: of ``report.json``.
-        shown: of each detector ``images``, ``problem``, and ``figures`` as PNGs by name.
+        shown: of each detector ``worst_images`` and ``images``, what is to say of others as
+            ``problem``, and ``figures`` as PNGs by name.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]), autoescape=True, trim_blocks=True
