@@ -127,6 +127,10 @@ def _add_data(cfg: CfgNode) -> None:
 
 def _add_training(cfg: CfgNode) -> None:
     """Keys of what is saved and shown of a training, and when it ends."""
+    # "SGD" or "AdamW"; at a LAYER_DECAY below 1 each stage of the network under the FPN learns at
+    # so many times the rate of the next one.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # "ema" or "swa": a moving average of the weights, or the mean of those of every PERIOD-th
     # iteration after START; evaluated and saved beside them.
     cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0, "PERIOD": 1})

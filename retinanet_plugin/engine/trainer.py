@@ -16,6 +16,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..data.annotations.truth import coco_evaluator
@@ -32,17 +33,12 @@ from .checkpoints.earlier_checkpoints import (
 )
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
+from .optimizer import build_optimizer
 from .output_lock import only_training_in
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .tensorboard import ValidationPictures
-from .validation import (
-    DetectionCounter,
-    bare_model,
-    inference_folder,
-    share_reached,
-    validation_losses,
-)
+from .validation import DetectionCounter, bare_model, share_reached, validation_losses
 from .watch import (
     AVERAGED,
     EarlyStop,
@@ -179,6 +175,11 @@ class Trainer(ResumableTrainer):
         self.checkpointer.save_best(ap, average and average.model)
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """See :func:`retinanet_plugin.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """See :func:`retinanet_plugin.data.loading.test_loader.build_test_loader`."""
         return build_test_loader(cfg, dataset_name)
@@ -211,3 +212,8 @@ class Trainer(ResumableTrainer):
             output_folder or inference_folder(cfg, dataset_name),
             cfg.TEST.DETECTIONS_PER_IMAGE,
         )
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
+    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
