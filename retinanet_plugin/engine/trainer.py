@@ -38,7 +38,13 @@ from .output_lock import only_training_in
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .tensorboard import ValidationPictures
-from .validation import DetectionCounter, bare_model, share_reached, validation_losses
+from .validation import (
+    DetectionCounter,
+    bare_model,
+    inference_folder,
+    share_reached,
+    validation_losses,
+)
 from .watch import (
     AVERAGED,
     EarlyStop,
@@ -212,8 +218,3 @@ class Trainer(ResumableTrainer):
             output_folder or inference_folder(cfg, dataset_name),
             cfg.TEST.DETECTIONS_PER_IMAGE,
         )
-
-
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
-    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
