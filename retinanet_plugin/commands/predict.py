@@ -55,10 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file", dest="config", default="", help="of weights that do not carry theirs"
     )
-    parser.add_argument(
+    scores = parser.add_mutually_exclusive_group()
+    scores.add_argument(
         "--score-thresh",
         type=float,
         help="lowest score (default: the config's; for images and crops 0.5)",
+    )
+    scores.add_argument(
+        "--score-thresholds",
+        default="",
+        metavar="FILE",
+        help="lowest score of each class: report.json of the command report",
     )
     parser.add_argument("--truth", default="", metavar="FILE", help="COCO's ids are those of FILE")
     parser.add_argument(
@@ -79,15 +86,7 @@ def run(args: argparse.Namespace) -> None:
     paths = [*images, *(video.path for video in videos)]
     ids.check(paths)
     _check_output(args.output, args.format, paths)
-    made_with = {
-        "weights": os.path.abspath(args.weights),
-        "size and time of the weights": stamp_of(args.weights),
-        "--config-file": args.config,
-        "size and time of the config": stamp_of(args.config),
-        "--score-thresh": args.score_thresh,
-        "--tiles": args.tiles,
-    }
-    with Journal(args.output, made_with, paths) as journal:
+    with Journal(args.output, _made_with(args), paths) as journal:
         unreadable = _detect(predictor, images, videos, journal, args.tiles)
     records = journal.records
     _write(args, records, predictor.class_names, videos, ids)
@@ -103,7 +102,22 @@ def run(args: argparse.Namespace) -> None:
 def _predictor(args: argparse.Namespace) -> Predictor:
     opts = [] if args.score_thresh is None else [_SCORE_KEY, args.score_thresh]
     given = [args.config, args.weights] if args.config else [args.weights]
-    return Predictor(*given, device=args.device, opts=opts)
+    return Predictor(*given, device=args.device, opts=opts, score_thresholds=args.score_thresholds)
+
+
+def _made_with(args: argparse.Namespace) -> dict[str, Any]:
+    """What the detections depend on."""
+    files = {
+        "weights": args.weights,
+        "--config-file": args.config,
+        "--score-thresholds": args.score_thresholds,
+    }
+    made_with = {"--score-thresh": args.score_thresh, "--tiles": args.tiles}
+    for name, path in files.items():
+        if path:
+            made_with[name] = os.path.abspath(path)
+            made_with[f"size or time of {name}"] = stamp_of(path)
+    return {name: value for name, value in made_with.items() if value is not None}
 
 
 def _check_output(folder: str, formats: Sequence[str], paths: Sequence[str]) -> None:
@@ -190,6 +204,8 @@ def _write(
     ids: Ids,
 ) -> None:
     drawn_score = _DRAWN_SCORE if args.score_thresh is None else args.score_thresh
+    if args.score_thresholds:
+        drawn_score = 0.0  # what they left out is not here
     if "coco" in args.format:
         write_coco(args.output, records, class_names, ids, args.truth)
     if "yolo" in args.format:

@@ -27,7 +27,7 @@ class Journal:
         """
         Args:
             folder: is made if it is not there.
-            made_with: what the detections depend on: weights and options.
+            made_with: what the detections depend on: weights and the options that are given.
             paths: the images and videos that are asked for.
 
         Raises:
@@ -107,9 +107,19 @@ def stamp_of(path: str) -> list[int]:
 
 
 def _differing(before: dict[str, Any], made_with: dict[str, Any]) -> str:
-    keys = [key for key in {**before, **made_with} if before.get(key) != made_with.get(key)]
-    pairs = [f"{key} {before.get(key)} and not {made_with.get(key)}" for key in keys]
-    return f"that were made with {', '.join(pairs)}" if pairs else ""
+    """What was another thing before; a key without a value is as good as none."""
+    differences = []
+    for key in {**before, **made_with}:
+        old, new = before.get(key), made_with.get(key)
+        if isinstance(old or new, list) and old != new:  # a stamp, which tells people nothing
+            differences.append(f"another {key}")
+        elif old != new:
+            differences.append(f"{key} {_shown(old)}, now {_shown(new)}")
+    return f"made with {', and '.join(differences)}" if differences else ""
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _differing_files(records: Sequence[dict[str, Any]], paths: Collection[str]) -> str:

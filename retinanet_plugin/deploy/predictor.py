@@ -10,6 +10,7 @@ from detectron2.structures import Instances
 from ..errors import UserError
 from .networks import open_network
 from .pictures import ORDERS, Source, sources_of
+from .score_thresholds import ScoreThresholds
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Predictor:
         *,
         device: str = "",
         opts: Sequence[object] = (),
+        score_thresholds: str | os.PathLike[str] = "",
     ) -> None:
         """
         Args:
@@ -56,18 +58,23 @@ class Predictor:
             opts: config keys and values, ``[KEY, VALUE, ...]``, such as
                 ``["MODEL.RETINANET.SCORE_THRESH_TEST", 0.5]`` or
                 ``["MODEL.RETINANET.BFLOAT16", True]``.
+            score_thresholds: report.json of ``report``, whose best threshold of each class leaves
+                out what scores less; "": all that the config's threshold keeps.
 
         Raises:
             UserError: a file cannot be read, does not fit the other, or there is no such device.
         """
         self._given = os.fspath(model), os.fspath(weights), device, [str(x) for x in opts]
         self._network = open_network(*self._given)
+        self._report = os.fspath(score_thresholds)
+        self._threshold = ScoreThresholds(self._report, self._network.class_names)
         self._process = os.getpid()
         self._workers = Workers(share_torch=self._network.runs_on_cpu)
 
     def __reduce__(self) -> Any:
         model, weights, device, opts = self._given
-        return partial(Predictor, device=device, opts=opts), (model, weights)
+        options = {"device": device, "opts": opts, "score_thresholds": self._report}
+        return partial(Predictor, **options), (model, weights)
 
     @property
     def class_names(self) -> list[str]:
@@ -130,9 +137,7 @@ class Predictor:
 
         def prepare_and_detect(source: Source) -> Instances | UserError:
             prepared = prepare(source)
-            return (
-                prepared if isinstance(prepared, UserError) else self._network.detect([prepared])[0]
-            )
+            return prepared if isinstance(prepared, UserError) else self._detect([prepared])[0]
 
         # With all threads of PyTorch, which a fork would wait for without end.
         if isinstance(images, list) and len(images) == 1 and not is_fork:
@@ -151,20 +156,23 @@ class Predictor:
 
         return to_supervision(found, self.class_names)
 
+    def _detect(self, batch: list[dict[str, Any]]) -> list[Instances]:
+        return [self._threshold(found) for found in self._network.detect(batch)]
+
     def _in_batches(self, images: Iterable[Prepared]) -> Iterator[Instances | UserError]:
         """Detect in neighbours of one size at a time: padding to another size changes features."""
         batch: list[dict[str, Any]] = []
         for image in images:
             if isinstance(image, UserError):
-                yield from self._network.detect(batch) if batch else ()
+                yield from self._detect(batch) if batch else ()
                 batch = []
                 yield image
                 continue
             if batch and (
                 len(batch) == _MOST_IMAGES or batch[0]["image"].shape != image["image"].shape
             ):
-                yield from self._network.detect(batch)
+                yield from self._detect(batch)
                 batch = []
             batch.append(image)
         if batch:
-            yield from self._network.detect(batch)
+            yield from self._detect(batch)
