@@ -1,6 +1,6 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -177,6 +177,15 @@ def is_set(key: str, config_file: str, opts: Sequence[str] = ()) -> bool:
             return False
         section = section[name]
     return True
+
+
+def flattened(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key below a section by its full name, with its value."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -18,17 +18,16 @@ from torch import nn
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Checkpointer, Trainer
-from retinanet_plugin.engine.checkpoints.checkpoint_contents import described_training
 from retinanet_plugin.engine.checkpoints.earlier_checkpoints import (
     find_checkpoint,
     prepare_output_dir,
 )
-from retinanet_plugin.engine.checkpoints.torch_files import read_checkpoint
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.weights.checkpoint_contents import described_training
+from retinanet_plugin.weights.torch_files import read_checkpoint
 from retinanet_plugin.whole_files import write_whole_file
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-CHECKPOINTS = "retinanet_plugin.engine.checkpoints"
 CLASSES = ["0", "1", "2"]
 
 
@@ -329,8 +328,8 @@ def test_a_resumed_run_reads_its_checkpoint_once(two_checkpoints, output, monkey
         reads.append(path)
         return read_checkpoint(path, **kwargs)
 
-    for module in ("earlier_checkpoints", "weight_files"):
-        monkeypatch.setattr(f"{CHECKPOINTS}.{module}.read_checkpoint", counting)
+    for module in ("engine.checkpoints.earlier_checkpoints", "weights.weight_files"):
+        monkeypatch.setattr(f"retinanet_plugin.{module}.read_checkpoint", counting)
     fresh = Checkpointer(nn.Linear(300, 100), str(output), more=Numbers())
     assert fresh.has_checkpoint()
     assert fresh.resume_or_load("", resume=True)["iteration"] == 3

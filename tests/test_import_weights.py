@@ -21,11 +21,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import check_config, load_config
 from retinanet_plugin.deploy import Predictor
-from retinanet_plugin.engine.checkpoints.weight_files import checked_weights
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.foreign_parts import WholePixelAnchorGenerator
 from retinanet_plugin.foreign_weights import FORMATS
 from retinanet_plugin.inference import RetinaNetInference
+from retinanet_plugin.weights.weight_files import checked_weights
 
 BUILDERS = {1: detection.retinanet_resnet50_fpn, 2: detection.retinanet_resnet50_fpn_v2}
 SIZES = [[32, 40, 50], [64, 80, 101], [128, 161, 203], [256, 322, 406], [512, 645, 812]]

@@ -15,8 +15,9 @@ from conftest import ROOT
 
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.output_lock import refuse_if_in_use
-from retinanet_plugin.engine.resume import changed_model, changed_values, check_run
+from retinanet_plugin.engine.resume import check_run
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.weights.changed_config import changed_model, changed_values
 
 
 @pytest.fixture

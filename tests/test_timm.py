@@ -12,10 +12,10 @@ from torch import nn
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer, check_weights
-from retinanet_plugin.engine.checkpoints.weight_files import write_weights
 from retinanet_plugin.engine.checks.startup_checks import check_weights_fit
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.timm_backbone import TimmBackbone, build_timm_backbone
+from retinanet_plugin.weights.weight_files import write_weights
 
 timm = pytest.importorskip("timm")
 # What is built in place of the networks of the shipped configs, with these arguments.

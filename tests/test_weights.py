@@ -19,9 +19,9 @@ from detectron2.modeling import build_model
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer
-from retinanet_plugin.engine.checkpoints.weight_files import read_weights, write_weights
 from retinanet_plugin.engine.checks.startup_checks import check_weights, check_weights_fit
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.weights.weight_files import read_weights, write_weights
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 DATA = "weights_of_three_classes"

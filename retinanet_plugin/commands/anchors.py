@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from ..data.anchor_fit import AnchorFit, fit_anchors
 from ..data.anchor_reach import AnchorGrid, foreground_iou, grid_of, has_grid_of_anchors
 from ..data.training_boxes import TrainingBoxes, training_boxes
-from ..engine import check_model
 from ..engine.checks.config_checks import check_values
 from ..errors import UserError
 from ..report.anchor_plot import draw_reach
@@ -24,6 +23,7 @@ from ..report.anchor_report import describe_anchors, describe_measure, out_of_re
 from ..report.dataset_report import describe_resizing
 from ..report.drawing import save_figure
 from ..report.tables import facts as fact_lines
+from ..weights.building import check_model
 from ..whole_files import write_whole_file
 from .arguments import add_config_arguments, positive_number, read_config
 

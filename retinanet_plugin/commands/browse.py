@@ -22,12 +22,13 @@ from ..data.checks import check_datasets
 from ..data.findings import counted
 from ..data.images.image_files import check_image_files
 from ..data.loading.mapper import RetinaNetMapper
-from ..engine import Trainer, check_model
+from ..engine import Trainer
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.startup_log import log_on_console
 from ..report.contact_sheet import draw_contact_sheet
 from ..report.drawing import evenly_spread, save_figure
 from ..report.seen_images import seen_images
+from ..weights.building import check_model
 from .arguments import add_config_arguments, positive_number, read_config
 
 

@@ -23,10 +23,11 @@ from detectron2.utils.env import seed_all_rng
 
 from ..data.annotations.coco_json import register_coco_json
 from ..data.checks import check_datasets, check_evaluator_type
-from ..engine import Trainer, check_model, check_weights, check_weights_fit
+from ..engine import Trainer, check_weights, check_weights_fit
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.output_dir import check_output_dir
 from ..errors import UserError
+from ..weights.building import check_model
 from .arguments import add_config_arguments, natural_number, positive_number, read_config
 
 _RETINANET = "MODEL.RETINANET."

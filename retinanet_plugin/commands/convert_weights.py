@@ -7,7 +7,7 @@ the state of the training is not. MODEL.WEIGHTS takes the file as it takes the c
 import argparse
 import os
 
-from ..engine.checkpoints.weight_files import read_weights, write_weights
+from ..weights.weight_files import read_weights, write_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from ..data.findings import Findings
 from ..data.images.decoding import decode_images
 from ..data.images.image_files import ImageFacts, inspect_image_files
 from ..data.resized_boxes import resized_boxes
-from ..engine import Checkpointer, check_model, check_weights
+from ..engine import Checkpointer, check_weights
 from ..engine.checks.config_checks import config_errors, config_warnings
 from ..engine.checks.device_checks import check_devices, check_processes, check_trained
 from ..engine.checks.expected_results import check_expected_results
@@ -35,6 +35,7 @@ from ..report.training_report import (
     learning_rate_warnings,
     length_warnings,
 )
+from ..weights.building import check_model
 from .arguments import add_config_arguments, read_config
 
 Result = TypeVar("Result")

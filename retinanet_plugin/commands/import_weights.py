@@ -7,9 +7,9 @@ model.pth, which predict and Predictor take, and config.yaml for train_net.py.
 
 import argparse
 
-from ..engine.checkpoints.weight_files import read_weights
 from ..foreign_weights import FORMATS, write_model
 from ..foreign_weights.translated import refuse_existing
+from ..weights.weight_files import read_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,11 +14,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import load_config
-from ..engine.checkpoints.finite_numbers import parameters_not_finite
 from ..engine.failures.failure_record import CONFIG, STEP, WEIGHTS
 from ..engine.failures.training_step import StepReport, TrainingStep, run_again
 from ..errors import UserError
 from ..report.tables import table
+from ..weights.finite_numbers import parameters_not_finite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

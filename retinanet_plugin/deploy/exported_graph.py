@@ -9,11 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import Tensor, nn
 
-from ..engine.checkpoints.checkpoint_contents import describe_training
 from ..errors import UserError
 from ..execution import Execution
 from ..head import split_anchors
 from ..meta_arch import ModularRetinaNet
+from ..weights.checkpoint_contents import describe_training
 from .torch_network import TorchNetwork
 
 INPUT = "images"

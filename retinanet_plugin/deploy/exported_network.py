@@ -16,9 +16,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..config_merging import merge_options
-from ..engine.checkpoints.checkpoint_contents import config_of
 from ..errors import UserError
 from ..inference import RetinaNetInference
+from ..weights.checkpoint_contents import config_of
 from .pictures import Preprocessing
 
 # From images (N, C, H, W), float32, to what ExportedGraph returns.

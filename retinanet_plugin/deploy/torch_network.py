@@ -11,11 +11,12 @@ from torch import nn
 from ..config import is_set, load_config
 from ..config_merging import merge_options
 from ..data.annotations.num_classes import NUM_CLASSES_KEY
-from ..engine.checkpoints.checkpoint_contents import class_names_of, described_training
-from ..engine.checkpoints.weight_files import read_weights
-from ..engine.checks.startup_checks import check_model, check_weights_fit
 from ..errors import UserError
 from ..execution.cpu_conv.context import PROCESSOR_GAINS
+from ..weights.building import check_model
+from ..weights.checkpoint_contents import class_names_of, described_training
+from ..weights.loading import load_all_weights
+from ..weights.weight_files import read_weights
 from .folded_norms import fold_norms
 from .pictures import Preprocessing
 
@@ -60,7 +61,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     """
     cfg.MODEL.RETINANET.CUDA_GRAPH = False  # of training
     model = check_model(cfg)
-    check_weights_fit(cfg, model, None, eval_only=True)
+    load_all_weights(cfg, model)
     return model.to(cfg.MODEL.DEVICE).eval()
 
 

@@ -3,7 +3,6 @@
 from .checkpoints.checkpointer import Checkpointer
 from .checks.startup_checks import (
     check_before_training,
-    check_model,
     check_weights,
     check_weights_fit,
 )
@@ -18,7 +17,6 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "check_before_training",
-    "check_model",
     "check_weights",
     "check_weights_fit",
     "in_its_own_words",

@@ -1,22 +1,19 @@
 """What a checkpoint says of its training, and whether a training that goes on fits it."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
 from ..data.loading.training_order import TrainingLoader
 from ..errors import UserError
+from ..weights.changed_config import changed_values
 
 logger = logging.getLogger("detectron2.resume")
 
-# Where things lie on this machine, and how fast the same training is there.
-_MAY_DIFFER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.COCO_JSON", "DATALOADER.NUM_WORKERS")
 _MOST_CHANGES = 12
 
 
@@ -133,46 +130,6 @@ def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> li
     return [name_of[x] for group in optimizer.param_groups for x in group["params"]]
 
 
-def changed_values(saved_config: str, cfg: CfgNode) -> list[str]:
-    """``KEY old -> new`` of each key of the config that differs from that of a checkpoint.
-
-    Args:
-        saved_config: a text of YAML.
-
-    Raises:
-        ValueError: it is none.
-    """
-    return [f"{key} {before} -> {now}" for key, before, now in _changes(saved_config, cfg)]
-
-
-def changed_model(saved_config: Any, cfg: CfgNode) -> list[str]:
-    """``KEY was OLD, is NEW`` of the keys under MODEL, which decide what weights fit.
-
-    Args:
-        saved_config: what a file has as its config; of what is none, nothing is known.
-    """
-    try:
-        changes = _changes(saved_config, cfg)
-    except ValueError:
-        return []
-    return [f"{key} was {a}, is {b}" for key, a, b in changes if key.startswith("MODEL.")]
-
-
-def _changes(saved_config: Any, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
-    try:
-        config = yaml.safe_load(saved_config)
-    except (yaml.YAMLError, AttributeError, TypeError):
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError("its config is no text of YAML")
-    saved, now = dict(_values(config)), dict(_values(yaml.safe_load(cfg.dump())))
-    return [
-        (key, saved.get(key), now.get(key))
-        for key in {**saved, **now}
-        if saved.get(key) != now.get(key) and key not in _MAY_DIFFER
-    ]
-
-
 def say_changed_values(saved_config: str, cfg: CfgNode) -> None:
     """One line of the log, if anything differs: see :func:`changed_values`."""
     changes = changed_values(saved_config, cfg)
@@ -180,14 +137,6 @@ def say_changed_values(saved_config: str, cfg: CfgNode) -> None:
         return
     more = f", and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
     logger.warning(f"resuming with other values: {', '.join(changes[:_MOST_CHANGES])}{more}")
-
-
-def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _values(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value
 
 
 def _check_shapes(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:

@@ -11,9 +11,9 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..config import add_retinanet_config
-from ..engine.checkpoints.checkpoint_contents import describe_training
-from ..engine.checkpoints.weight_files import write_weights
 from ..errors import UserError
+from ..weights.checkpoint_contents import describe_training
+from ..weights.weight_files import write_weights
 from ..whole_files import write_whole_file
 
 BACKBONE = "backbone.bottom_up."

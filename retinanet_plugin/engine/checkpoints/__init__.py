@@ -1,1 +1,1 @@
-"""Checkpoints and weights: written whole, read without running anything, told how they fit."""
+"""Checkpoints of a training: written whole, found again, and gone on from."""

@@ -1,10 +1,8 @@
 """Checkpoints that are whole, hold plain values alone, and are enough to go on or to predict."""
 
-import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,16 +11,16 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ...errors import UserError
+from ...weights.checkpoint_contents import describe_training, plain
+from ...weights.finite_numbers import not_finite
+from ...weights.loading import load_weights
+from ...weights.safe_pickle import UnreadableError
+from ...weights.torch_files import read_checkpoint
+from ...weights.weight_files import checked_weights, read_weights
+from ...weights.weight_report import WeightReport
 from ...whole_files import write_whole_file
-from .checkpoint_contents import class_names_of, describe_training, other_pixels, plain
 from .earlier_checkpoints import FoundCheckpoint, find_checkpoint, periodic_checkpoints
-from .finite_numbers import not_finite
-from .safe_pickle import UnreadableError
-from .timm_weights import with_names_of_model
-from .torch_files import read_checkpoint
 from .usable_state import usable_state
-from .weight_files import checked_weights, read_weights
-from .weight_report import WeightReport
 
 logger = logging.getLogger("detectron2.checkpointer")
 
@@ -148,7 +146,7 @@ class Checkpointer(DetectionCheckpointer):
         """Load weights into the model and say nothing.
 
         Args:
-            path: as :func:`retinanet_plugin.engine.checkpoints.weight_files.read_weights` takes it,
+            path: as :func:`retinanet_plugin.weights.weight_files.read_weights` takes it,
                 or what :func:`find_checkpoint` has read, which is changed.
             source: what names the file, for the report.
 
@@ -163,22 +161,7 @@ class Checkpointer(DetectionCheckpointer):
             path = path.path
         else:
             checkpoint = read_weights(path, source)
-        checkpoint["model"] = with_names_of_model(checkpoint["model"], self.model, self.cfg, path)
-        pixels = other_pixels(checkpoint, self.cfg) if self.cfg else []
-        # Of these loggers, a line for each name; the report has the names in short.
-        with _silent("detectron2.checkpoint.c2_model_loading", "fvcore.common.checkpoint"):
-            try:
-                incompatible = self._load_model(checkpoint)
-            except (ValueError, TypeError, AssertionError, LookupError) as error:
-                raise UserError(
-                    f"{source} {path} cannot be matched with the model's names ({error}): give "
-                    "weights of this model or of its backbone"
-                ) from error
-        class_names = checkpoint.get("class_names") or ()
-        data_class_names = self._class_names()
-        report = WeightReport.of(
-            f"{source} {path}", self.model, incompatible, class_names, data_class_names, pixels
-        )
+        report = load_weights(self.model, checkpoint, f"{source} {path}", path, self.cfg)
         return report, checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -236,12 +219,6 @@ class Checkpointer(DetectionCheckpointer):
                 if path != newest:
                     os.unlink(path)
 
-    def _class_names(self) -> list[str]:
-        if self.cfg is None:
-            return []
-        # An evaluation does not read DATASETS.TRAIN, which may be any by then.
-        return class_names_of(self.cfg.DATASETS.TEST or self.cfg.DATASETS.TRAIN)
-
     def _saved_best_metric(self) -> float:
         path = os.path.join(self.save_dir, "model_best.pth")
         try:
@@ -249,15 +226,3 @@ class Checkpointer(DetectionCheckpointer):
         except UnreadableError:
             return -math.inf
         return float(best) if isinstance(best, float) else -math.inf
-
-
-@contextlib.contextmanager
-def _silent(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    for each in loggers:
-        each.disabled = True
-    try:
-        yield
-    finally:
-        for each in loggers:
-            each.disabled = False

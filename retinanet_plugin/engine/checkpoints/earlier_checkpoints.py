@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import UserError
+from ...weights.finite_numbers import not_finite
+from ...weights.safe_pickle import UnreadableError
+from ...weights.torch_files import read_checkpoint
 from ...whole_files import remove_leftovers
-from .finite_numbers import not_finite
-from .safe_pickle import UnreadableError
-from .torch_files import read_checkpoint
 
 logger = logging.getLogger("detectron2.checkpointer")
 

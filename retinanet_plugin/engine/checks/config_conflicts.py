@@ -7,9 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ...config import add_retinanet_config
+from ...config import add_retinanet_config, flattened
 from .config_probes import num_channels
-from .config_values import flattened
 
 _BGR_MEAN, _BGR_STD = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395)
 _SMALLEST_SIZE = 32  # pixels

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ...config import add_retinanet_config
+from ...config import add_retinanet_config, flattened
 
 _Check = Callable[[Any], bool]
 
@@ -219,12 +219,3 @@ def lookup(cfg: CfgNode, key: str, default: Any = None) -> Any:
             return default
         value = value[name]
     return value
-
-
-def flattened(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key below a section by its full name, with its value."""
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

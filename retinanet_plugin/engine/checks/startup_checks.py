@@ -5,30 +5,24 @@ import logging
 import os
 
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-)
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ...data.checks import check_datasets
 from ...data.images.image_files import check_image_files
-from ...errors import UserError, registered
-from ...execution.cuda_graphs import CudaGraphs
+from ...errors import UserError
+from ...weights.building import check_model
+from ...weights.changed_config import changed_model
+from ...weights.weight_files import without_query
+from ...weights.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 from ..checkpoints.checkpointer import Checkpointer
 from ..checkpoints.earlier_checkpoints import (
     FoundCheckpoint,
     find_checkpoint,
     refuse_weights_of_earlier_training,
 )
-from ..checkpoints.weight_files import without_query
-from ..checkpoints.weight_report import FROM_RANDOM_WEIGHTS, frozen_weights
 from ..output_lock import refuse_if_in_use
-from ..resume import changed_model
 from .config_checks import check_values
-from .config_values import flattened
 from .device_checks import check_devices, check_processes, check_trained, num_processes
 from .expected_results import check_expected_results
 from .output_dir import check_output_dir
@@ -73,51 +67,6 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_weights_fit(cfg, model, checkpoint, args.eval_only)
         if not checkpoint and not args.eval_only:
             refuse_weights_of_earlier_training(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
-
-
-def check_model(cfg: CfgNode) -> nn.Module:
-    """Build the model: that takes a second, and its parts say what does not fit.
-
-    Raises:
-        UserError: a part is not registered, or cannot be built with these keys.
-    """
-    model = cfg.MODEL
-    build = registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
-    registered(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
-    anchor_generator = model.ANCHOR_GENERATOR.NAME
-    registered(ANCHOR_GENERATOR_REGISTRY, anchor_generator, "MODEL.ANCHOR_GENERATOR.NAME")
-    try:
-        built = build(cfg)
-    except UserError:
-        raise
-    except (
-        *(AssertionError, ArithmeticError, AttributeError, ImportError, LookupError),
-        *(RuntimeError, TypeError, ValueError),
-    ) as error:
-        # What Detectron2's own parts raise.
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-        if isinstance(error, KeyError):
-            reason = _keys_with(error.args[0], cfg) or reason
-        raise UserError(
-            f"the model cannot be built from the keys under MODEL ({reason}): correct them"
-        ) from error
-    if getattr(built.anchor_generator, "box_dim", 4) != 4:
-        raise UserError(
-            f"MODEL.ANCHOR_GENERATOR.NAME is {anchor_generator}, whose anchors are no (x1, y1, x2, "
-            "y2): set DefaultAnchorGenerator"
-        )
-    if model.RETINANET.CUDA_GRAPH:
-        CudaGraphs(built)  # refuses parts that a graph cannot hold
-    return built
-
-
-def _keys_with(value: object, cfg: CfgNode) -> str:
-    """The keys under MODEL that have a value that Detectron2 did not find in a table of its."""
-    return ", ".join(
-        f"{key} is {value!r}"
-        for key, other in flattened(cfg.MODEL, "MODEL.")
-        if type(other) is type(value) and other == value
-    )
 
 
 def check_weights_fit(

@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...weights.finite_numbers import parameters_not_finite
 from ...whole_files import write_whole_file
-from ..checkpoints.finite_numbers import parameters_not_finite
 from ..validation import bare_model
 from .kinds import MEMORY_REMEDY
 from .sentences import in_one_line, is_out_of_memory, sentence_of

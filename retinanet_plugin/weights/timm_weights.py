@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import nn
 
-from ...errors import UserError
-from ...timm_backbone import TimmBackbone, import_timm
+from ..errors import UserError
+from ..timm_backbone import TimmBackbone, import_timm
 
 _ADDRESS = "timm://"
 _FILE = "model.safetensors"

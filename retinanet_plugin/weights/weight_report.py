@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import UserError
+from ..errors import UserError
 from .finite_numbers import is_finite
 from .short_names import groups, listed, prefixes
 
@@ -54,7 +54,7 @@ class WeightReport:
             incompatible: what ``DetectionCheckpointer._load_model`` returned.
             class_names, data_class_names: of the file and of the data; empty: unknown.
             other_pixels: of
-                :func:`retinanet_plugin.engine.checkpoints.checkpoint_contents.other_pixels`.
+                :func:`retinanet_plugin.weights.checkpoint_contents.other_pixels`.
         """
         state = model.state_dict()
         sizes = {name: x.numel() for name, x in state.items() if _is_weight(name)}

@@ -11,14 +11,14 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
-from ...config import add_retinanet_config
-from ...errors import UserError
+from ..config import add_retinanet_config
+from ..errors import UserError
 from .weight_files import read_weights
 
 
 def describe_training(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says about its weights, so that it alone is enough to predict."""
-    package = importlib.import_module("...", __package__)
+    package = importlib.import_module("..", __package__)
     return {
         "class_names": class_names_of(cfg.DATASETS.TRAIN),
         "preprocessing": {

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ...errors import UserError
-from ...whole_files import write_whole_file
+from ..errors import UserError
+from ..whole_files import write_whole_file
 from .safe_pickle import ArrayUnpickler, UnreadableError
 from .torch_files import TOO_LARGE, check_start, open_file, read_checkpoint
 

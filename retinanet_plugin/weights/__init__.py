@@ -1,0 +1,1 @@
+"""Files of weights: read without running anything, what they say, and how they fit a model."""
