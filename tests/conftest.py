@@ -2,9 +2,11 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,23 @@ def _own_log():
     logger.setLevel(level)
     setup_logger.cache_clear()  # or it would not set up the next test's
     d2_logger._LOG_COUNTER.clear()  # what is said once in a process is said once in a test
+
+
+NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"
+
+
+@pytest.fixture(scope="session")
+def triton_interpreter():
+    """Calls functions in a process where Triton runs kernels with NumPy in place of a GPU.
+
+    A process of its own, because Triton reads the variable as it is imported.
+    """
+    pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(int).result()  # starts the process
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from retinanet_plugin.matching import padded_truth
 def _in_fixed_shapes(monkeypatch):
     """On a CPU, too, the box loss takes all anchors under a mask, as it does on a GPU."""
     monkeypatch.setattr(
-        "retinanet_plugin.meta_arch.foreground_box_loss",
+        "retinanet_plugin.dense_training.foreground_box_loss",
         lambda *args, masked, weights: foreground_box_loss(*args, masked=True, weights=weights),
     )
 

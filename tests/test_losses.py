@@ -17,6 +17,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError, sigmoid_focal_loss
@@ -263,8 +264,8 @@ def test_graph_holds_logits_labels_and_one_gradient():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         loss = sigmoid_focal_loss(x, y, alpha=0.25, gamma=2)
     assert {t.data_ptr() for t in saved} == {x.data_ptr(), y.data_ptr()}
-    held = [value for value in vars(loss.grad_fn).values() if isinstance(value, torch.Tensor)]
-    assert [t.shape for t in held] == [x.shape]
+    held, _ = tree_flatten(vars(loss.grad_fn))
+    assert [t.shape for t in held if isinstance(t, torch.Tensor)] == [x.shape]
 
 
 # ------------------------------------------------------------------------- numbers at the limit

@@ -230,3 +230,14 @@ def test_on_a_gpu_the_device_checks_classes_and_nothing_waits():
             check_gt_classes(images, 5, ["a.jpg", "b.jpg", "c.jpg"])
     assert sum("_assert_async" in name for name in operations.names) == 1
     assert not any("copy" in name for name in operations.names)
+
+
+def test_cuda_takes_the_message_of_any_batch(monkeypatch):
+    """It refuses messages of 255 bytes and more, whatever the check says."""
+    messages = []
+    monkeypatch.setattr(torch, "_assert_async", lambda is_true, message: messages.append(message))
+    with torch.device("meta"):
+        images = [instances(torch.rand(1, 4)) for _ in range(64)]
+    check_gt_classes(images, 1_000_000, [f"{'photographs/' * 20}{i}.jpg" for i in range(64)])
+    (message,) = messages
+    assert len(message.encode()) < 255

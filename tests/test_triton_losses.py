@@ -4,15 +4,14 @@ The interpreter runs the kernel's formula and indices, with NumPy in place of th
 """
 
 import math
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import NEEDS_TRITON
 
-from retinanet_plugin import UserError, losses
+from retinanet_plugin import UserError, losses, triton_kernels
 from retinanet_plugin.config import load_config
 from retinanet_plugin.losses import (
     FocalLoss,
@@ -28,18 +27,12 @@ from retinanet_plugin.losses.formulas import (
 )
 
 N, H, W, A = 2, 3, 5, 3
-NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"
 
 
 @pytest.fixture(scope="module")
-def interpreted():
-    """:func:`kernel_pass` in a process of its own: Triton reads the variable as it is imported."""
-    pytest.importorskip("triton", minversion="3.2", reason=NEEDS_TRITON)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(int).result()  # starts the process
-        yield lambda *args, function=kernel_pass: pool.submit(function, *args).result()
+def interpreted(triton_interpreter):
+    """:func:`kernel_pass` where Triton interprets."""
+    return lambda *args, function=kernel_pass: triton_interpreter(function, *args)
 
 
 def kernel_pass(logits, labels, gamma, alpha, loss_scale=1.0, qualities=None):
@@ -57,12 +50,13 @@ def comparison(factor):
     """
     from retinanet_plugin.losses import focal_triton
 
-    def changed(logits, labels, formula, alpha, grad, *others):
-        loss = focal_triton.loss_and_grad(logits, labels, formula, alpha, grad, *others)
-        grad.mul_(factor)
+    def changed(*arguments):
+        loss = focal_triton.loss_and_grads(*arguments)
+        for grad in arguments[-1]:
+            grad.mul_(factor)
         return loss
 
-    kernel = SimpleNamespace(loss_and_grad=changed)
+    kernel = SimpleNamespace(loss_and_grads=changed)
     try:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             focal_kernel._compare(kernel, "cpu", dtype, dense_sigmoid._pytorch_loss)
@@ -277,7 +271,7 @@ def test_compiles_without_a_gpu(tmp_path, monkeypatch, dtype, per_class, targets
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = dict.fromkeys(_focal_kernel.arg_names, "fp32")
-    signature.update(logits=f"*{dtype}", grad=f"*{dtype}", labels="*i32", alphas="*fp32")
+    signature.update(logits=f"*{dtype}", grad=f"*{dtype}", labels="*i64", alphas="*fp32")
     signature.update(qualities="*fp32")
     signature.update(block_losses="*fp32", num_entries="i64", run_length="i32")
     constants = {"NUM_CLASSES": 80, "PER_CLASS": per_class, "TARGETS": targets}
@@ -304,7 +298,7 @@ def test_on_a_gpu_without_waiting(layout, dtype, rtol):
     logits, labels = (x.cuda() for x in make_batch(80, layout, dtype))
     inputs = logits, labels, 2.0, torch.rand(80, device="cuda")
     pytorch_pass(*inputs)  # tries the kernel, for which the GPU is waited for
-    assert focal_kernel.focal_kernel(logits, dense_sigmoid._pytorch_loss) is not None
+    assert focal_kernel.focal_kernel([logits], dense_sigmoid._pytorch_loss) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = pytorch_pass(*inputs)
@@ -348,9 +342,9 @@ def test_a_key_turns_the_kernel_off(monkeypatch, name):
 def test_the_kernel_is_for_cuda_up_to_float32(monkeypatch):
     kernel = SimpleNamespace(can_run=lambda pred_logits: True)
     monkeypatch.setattr(focal_kernel, "_tried_kernel", lambda *arguments: kernel)
-    assert focal_kernel.focal_kernel(gpu_logits(), None) is kernel
-    assert focal_kernel.focal_kernel(gpu_logits(torch.float64), None) is None
-    assert focal_kernel.focal_kernel(torch.zeros(1, 1), None) is None
+    assert focal_kernel.focal_kernel([gpu_logits()], None) is kernel
+    assert focal_kernel.focal_kernel([gpu_logits(), gpu_logits(torch.float64)], None) is None
+    assert focal_kernel.focal_kernel([torch.zeros(1, 1)], None) is None
 
 
 def test_memory_with_gaps_is_left_to_pytorch():
@@ -368,7 +362,7 @@ def no_earlier_trial(monkeypatch):
     """As if this machine had a GPU, and the kernel had not been tried yet."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    caches = focal_kernel._tried_kernel, focal_kernel._warn_once
+    caches = focal_kernel._tried_kernel, triton_kernels._warn_once
     for cache in caches:
         cache.cache_clear()
     yield
@@ -381,7 +375,7 @@ def test_without_triton_a_warning_and_pytorch(monkeypatch, caplog, no_earlier_tr
     monkeypatch.delitem(sys.modules, "retinanet_plugin.losses.focal_triton", raising=False)
     monkeypatch.delattr(losses, "focal_triton", raising=False)
     for dtype in (torch.float32, torch.float32, torch.float16):
-        assert focal_kernel.focal_kernel(gpu_logits(dtype), None) is None
+        assert focal_kernel.focal_kernel([gpu_logits(dtype)], None) is None
     (record,) = caplog.records
     assert "PyTorch's operations" in record.message
     assert "triton" in record.message
@@ -395,6 +389,6 @@ def test_other_numbers_are_a_warning_and_pytorch(monkeypatch, caplog, no_earlier
 
     monkeypatch.setattr(focal_kernel, "_compare", disagree)
     for _ in range(2):
-        assert focal_kernel.focal_kernel(gpu_logits(), None) is None
+        assert focal_kernel.focal_kernel([gpu_logits()], None) is None
     (record,) = caplog.records
     assert "the loss 1, not 2" in record.message

@@ -9,7 +9,8 @@ take one kernel in its place. Where PyTorch has to see every operation (``torch.
 compilation, a second derivative), :func:`_plain_loss` takes the place of both.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from .sigmoid_pass import (
     LossAndSlope,
     arithmetic_dtype,
     dense_anchor_losses,
-    multiply_gradient,
+    multiply_gradients,
     soft_foreground,
     storage_scale,
     sum_in_order,
@@ -67,59 +68,81 @@ def dense_sigmoid_loss(
     Raises:
         UserError: shapes, types or devices do not fit.
     """
-    _check(pred_logits, gt_labels, alpha, gt_qualities)
-    if gt_qualities is not None:
-        gt_qualities = gt_qualities.detach()
-    if not is_eager(pred_logits):
-        return _plain_loss(pred_logits, gt_labels, gt_qualities, loss_and_slope, alpha)
+    soft = None if gt_qualities is None else [gt_qualities]
+    return loss_of_levels([pred_logits], [gt_labels], loss_and_slope, alpha, triton, soft)
+
+
+def loss_of_levels(
+    pred_logits: Sequence[Tensor],
+    gt_labels: Sequence[Tensor],
+    loss_and_slope: LossAndSlope,
+    alpha: float | Tensor | None = None,
+    triton: bool = True,
+    gt_qualities: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The sum of :func:`dense_sigmoid_loss` over levels; on a GPU for hardly more than one costs.
+
+    Args:
+        pred_logits, gt_labels, gt_qualities: of each level.
+        loss_and_slope, alpha, triton: of all of them.
+    """
+    levels = [
+        _Level(logits, labels, None if gt_qualities is None else gt_qualities[i].detach())
+        for i, (logits, labels) in enumerate(zip(pred_logits, gt_labels))
+    ]
+    for level in levels:
+        _check(level, alpha)
+    if not is_eager(*pred_logits):
+        return torch.stack([_plain_loss(x, loss_and_slope, alpha) for x in levels]).sum()
     arguments = loss_and_slope, alpha, triton
-    if pred_logits.requires_grad and torch.is_grad_enabled():
-        return _DenseSigmoidLoss.apply(pred_logits, gt_labels, gt_qualities, arguments)
+    if torch.is_grad_enabled() and any(logits.requires_grad for logits in pred_logits):
+        return _DenseSigmoidLoss.apply(levels, arguments, *pred_logits)
     with torch.no_grad():
-        return _loss_and_grad(pred_logits, gt_labels, gt_qualities, None, *arguments)
+        return _loss_and_grads(levels, None, *arguments)
+
+
+class _Level(NamedTuple):
+    logits: Tensor  # (..., K)
+    labels: Tensor  # (...)
+    qualities: Tensor | None  # (...)
 
 
 class _DenseSigmoidLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        pred_logits: Tensor,
-        gt_labels: Tensor,
-        gt_qualities: Tensor | None,
-        arguments: tuple,
-    ) -> Tensor:
-        ctx.save_for_backward(pred_logits, gt_labels, gt_qualities)
+    def forward(ctx: Any, levels: list[_Level], arguments: tuple, *pred_logits: Tensor) -> Tensor:
+        tensors = [tensor for level in levels for tensor in level]
+        ctx.save_for_backward(*tensors)
         ctx.arguments = arguments
-        ctx.grad = torch.empty_like(pred_logits)
-        return _loss_and_grad(pred_logits, gt_labels, gt_qualities, ctx.grad, *arguments)
+        ctx.grads = [torch.empty_like(logits) for logits in pred_logits]
+        return _loss_and_grads(levels, ctx.grads, *arguments)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, labels, qualities = ctx.saved_tensors
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        levels = [_Level(*saved[i : i + 3]) for i in range(0, len(saved), 3)]
+        pred_logits = [level.logits for level in levels]
         if torch.is_grad_enabled():  # this backward will itself be differentiated
-            loss = _plain_loss(logits, labels, qualities, *ctx.arguments[:2])
-            (grad,) = torch.autograd.grad(loss, logits, grad_loss, create_graph=True)
-            return grad, None, None, None
-        # The first backward gives the gradient away; a further one, through a graph that was
-        # retained, computes it anew.
-        grad, ctx.grad = ctx.grad, None
-        if grad is None:
-            grad = torch.empty_like(logits)
-            _loss_and_grad(logits, labels, qualities, grad, *ctx.arguments)
-        grad_loss = grad_loss / storage_scale(grad)
+            loss = torch.stack([_plain_loss(x, *ctx.arguments[:2]) for x in levels]).sum()
+            wanted = [x for x, needed in zip(pred_logits, ctx.needs_input_grad[2:]) if needed]
+            found = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
+            return None, None, *(next(found) if x else None for x in ctx.needs_input_grad[2:])
+        # The first backward gives the gradients away; a further one, through a graph that was
+        # retained, computes them anew.
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            grads = [torch.empty_like(logits) for logits in pred_logits]
+            _loss_and_grads(levels, grads, *ctx.arguments)
         if not is_eager(grad_loss):  # such as a batch of them, for several losses at once
-            return (grad * grad_loss).to(grad.dtype), None, None, None
-        return multiply_gradient(grad, grad_loss), None, None, None
+            return None, None, *((g * (grad_loss / storage_scale(g))).to(g.dtype) for g in grads)
+        multiply_gradients(grads, grad_loss)
+        return None, None, *grads
 
 
 def _plain_loss(
-    pred_logits: Tensor,
-    gt_labels: Tensor,
-    gt_qualities: Tensor | None,
-    loss_and_slope: LossAndSlope,
-    alpha: float | Tensor | None,
+    level: _Level, loss_and_slope: LossAndSlope, alpha: float | Tensor | None
 ) -> Tensor:
     """The same sum in operations that PyTorch differentiates, batches, traces and compiles."""
+    pred_logits, gt_labels, gt_qualities = level
     logits = pred_logits.to(arithmetic_dtype(pred_logits))
     labels = gt_labels.long().unsqueeze(-1)
     is_known = labels >= 0
@@ -137,29 +160,23 @@ def _plain_loss(
     return torch.where(is_known, loss, 0.0).sum()
 
 
-def _loss_and_grad(
-    pred_logits: Tensor,
-    gt_labels: Tensor,
-    gt_qualities: Tensor | None,
-    grad: Tensor | None,
+def _loss_and_grads(
+    levels: list[_Level],
+    grads: list[Tensor] | None,
     loss_and_slope: LossAndSlope,
     alpha: float | Tensor | None,
     triton: bool,
 ) -> Tensor:
-    """Return the summed loss; write its gradient into ``grad`` unless that is None."""
+    """Return the summed loss; write the gradient of each level into ``grads`` unless it is None."""
     if triton and type(loss_and_slope) in KERNEL_FORMULAS:
-        kernel = focal_kernel(pred_logits, _pytorch_loss)
+        kernel = focal_kernel([level.logits for level in levels], _pytorch_loss)
         if kernel is not None:
-            return kernel.loss_and_grad(
-                pred_logits,
-                gt_labels,
-                loss_and_slope,
-                alpha,
-                grad,
-                storage_scale(pred_logits),
-                gt_qualities,
-            )
-    return _pytorch_loss(pred_logits, gt_labels, loss_and_slope, alpha, grad, gt_qualities)
+            return kernel.loss_and_grads(*zip(*levels), loss_and_slope, alpha, grads)
+    losses = []
+    for i, (logits, labels, qualities) in enumerate(levels):
+        grad = None if grads is None else grads[i]
+        losses.append(_pytorch_loss(logits, labels, loss_and_slope, alpha, grad, qualities))
+    return torch.stack(losses).sum()
 
 
 def _pytorch_loss(*arguments: Any) -> Tensor:
@@ -167,12 +184,8 @@ def _pytorch_loss(*arguments: Any) -> Tensor:
     return sum_in_order(dense_anchor_losses(*arguments))
 
 
-def _check(
-    pred_logits: Tensor,
-    gt_labels: Tensor,
-    alpha: float | Tensor | None,
-    gt_qualities: Tensor | None,
-) -> None:
+def _check(level: _Level, alpha: float | Tensor | None) -> None:
+    pred_logits, gt_labels, gt_qualities = level
     shape, label_shape = tuple(pred_logits.shape), tuple(gt_labels.shape)
     if not pred_logits.is_floating_point() or not shape or shape[-1] == 0:
         raise UserError(

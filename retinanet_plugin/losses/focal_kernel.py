@@ -1,49 +1,40 @@
 """Whether the focal loss can take its Triton kernel: tried, and compared with PyTorch, once."""
 
 import functools
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..triton_kernels import working_kernel
 from .formulas import FocalFormula, QualityFocalFormula, VarifocalFormula
 
 
-def focal_kernel(pred_logits: Tensor, pytorch_pass: Callable) -> ModuleType | None:
+def focal_kernel(pred_logits: Sequence[Tensor], pytorch_pass: Callable) -> ModuleType | None:
     """The module ``focal_triton`` if it takes these logits and gives the right numbers, else None.
 
     Args:
-        pred_logits: (..., K).
+        pred_logits: of each level, (..., K).
         pytorch_pass: from logits, labels, formula, alpha, a tensor for the gradient, and
             qualities or None, to the loss: what the kernel is compared with.
     """
-    if not pred_logits.is_cuda or pred_logits.dtype == torch.float64:
+    if not all(x.is_cuda and x.dtype != torch.float64 for x in pred_logits):
         return None
-    kernel = _tried_kernel(pred_logits.device, pred_logits.dtype, pytorch_pass)
-    return kernel if kernel is not None and kernel.can_run(pred_logits) else None
+    for logits in pred_logits:
+        kernel = _tried_kernel(logits.device, logits.dtype, pytorch_pass)
+        if kernel is None or not kernel.can_run(logits):
+            return None
+    return kernel
 
 
 @functools.cache
 def _tried_kernel(
     device: torch.device, dtype: torch.dtype, pytorch_pass: Callable
 ) -> ModuleType | None:
-    """The module ``focal_triton``, or None where it does not work; the one wait for the GPU.
-
-    Triton may be missing or too old, or lack the C compiler that it builds its launcher with. It
-    does not support GPUs below compute capability 7.
-    """
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < (7, 0):
-        return None
-    try:
-        from . import focal_triton
-
-        _compare(focal_triton, device, dtype, pytorch_pass)
-    except Exception as error:
-        _warn_once(repr(error))
-        return None
-    return focal_triton
+    return working_kernel(
+        "losses.focal_triton", device, lambda kernel: _compare(kernel, device, dtype, pytorch_pass)
+    )
 
 
 def _compare(
@@ -59,7 +50,6 @@ def _compare(
         dtype=dtype, device=device,
     )  # fmt: skip
     labels = torch.tensor([0, 1, 3, 3, -1], device=device)
-    scale = 2.0**10 if dtype == torch.float16 else 1.0
     rtol = 1e-4 + 2 * torch.finfo(dtype).eps
     soft = torch.tensor([0.8, 0.3, 0, 0, 0], device=device)
     for formula, qualities in (
@@ -68,7 +58,7 @@ def _compare(
         (VarifocalFormula(2.0, alpha=0.75), soft),
     ):
         grad, right_grad = torch.empty_like(logits), torch.empty_like(logits)
-        loss = kernel.loss_and_grad(logits, labels, formula, 0.25, grad, scale, qualities)
+        loss = kernel.loss_and_grads([logits], [labels], [qualities], formula, 0.25, [grad])
         right_loss = pytorch_pass(logits, labels, formula, 0.25, right_grad, qualities)
         if not (
             torch.allclose(loss, right_loss, rtol=1e-4)
@@ -78,10 +68,3 @@ def _compare(
                 f"of {formula} the kernel gives the loss {loss.item()} and the gradient "
                 f"{grad.tolist()}, not {right_loss.item()} and {right_grad.tolist()}"
             )
-
-
-@functools.cache
-def _warn_once(reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        f"the focal loss takes PyTorch's operations, slower than its Triton kernel: {reason}"
-    )

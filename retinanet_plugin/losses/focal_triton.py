@@ -6,12 +6,14 @@ PyTorch's CUDA builds bring.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
 from .formulas import FocalFormula, VarifocalFormula
+from .sigmoid_pass import storage_scale
 
 # Four entries for each of 256 threads: with eight, registers would leave room for fewer threads.
 _BLOCK_SIZE = 1024
@@ -22,56 +24,56 @@ _LONGEST_RUN = 1 << 30
 
 
 def can_run(pred_logits: torch.Tensor) -> bool:
-    """Whether :func:`loss_and_grad` takes these logits."""
+    """Whether :func:`loss_and_grads` takes these logits."""
     order, run_length = _memory_layout(pred_logits)
     return pred_logits.permute(order).is_contiguous() and run_length <= _LONGEST_RUN
 
 
-def loss_and_grad(
-    pred_logits: torch.Tensor,
-    gt_labels: torch.Tensor,
+def loss_and_grads(
+    pred_logits: Sequence[torch.Tensor],
+    gt_labels: Sequence[torch.Tensor],
+    gt_qualities: Sequence[torch.Tensor | None],
     formula: FocalFormula,
     alpha: float | torch.Tensor | None,
-    grad: torch.Tensor | None,
-    grad_scale: float,
-    gt_qualities: torch.Tensor | None = None,
+    grads: Sequence[torch.Tensor] | None,
 ) -> torch.Tensor:
-    """The summed loss, and its gradient unless ``grad`` is None.
+    """The loss, summed over levels, and its gradient of each level unless ``grads`` is None.
 
     The arithmetic is float32, the sum is the same in every run, the host does not wait.
 
     Args:
-        pred_logits: (..., K), float16, bfloat16 or float32, dense in memory with its
-            dimensions in any order.
-        gt_labels: (...), integers: below 0 ignored, 0..K-1 a class, K and above background.
+        pred_logits: of each level, (..., K), float16, bfloat16 or float32, dense in memory with
+            its dimensions in any order.
+        gt_labels: of each level, (...), integers: below 0 ignored, 0..K-1 a class, K and above
+            background.
+        gt_qualities: of each level, (...), the soft targets of a formula that has them, or None;
+            alpha, a number or None, then weighs background alone.
         formula: one of ``KERNEL_FORMULAS`` in ``dense_sigmoid.py``.
         alpha: weight of foreground entries, those of background have
             1 - alpha; a Tensor (K,) holds one for each class. None: every weight is 1.
-        grad: of the logits' type and strides; the gradient times ``grad_scale``
-            is written there.
-        grad_scale: keeps the gradient in the range of its type.
-        gt_qualities: (...), the soft targets of a formula that has them; alpha, a number or None,
-            then weighs background alone.
+        grads: of the logits' types and strides; the gradient times its :func:`storage_scale` is
+            written there.
 
     Returns:
         Tensor: a float32 scalar.
     """
-    num_blocks = triton.cdiv(pred_logits.numel(), _BLOCK_SIZE)
-    block_losses = pred_logits.new_empty(num_blocks, dtype=torch.float32)
-    if num_blocks > 0:
-        # Triton launches on the current device, which need not be the logits'.
-        with torch.cuda.device_of(pred_logits):
-            _launch(
-                pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualities, block_losses
-            )
+    num_blocks = [triton.cdiv(logits.numel(), _BLOCK_SIZE) for logits in pred_logits]
+    block_losses = pred_logits[0].new_empty(sum(num_blocks), dtype=torch.float32)
+    losses_of_levels = block_losses.split(num_blocks)
+    # Triton launches on the current device, which need not be the logits'.
+    with torch.cuda.device_of(block_losses):
+        for i, logits in enumerate(pred_logits):
+            grad = None if grads is None else grads[i]
+            if logits.numel() > 0:
+                _launch(
+                    logits, gt_labels[i], gt_qualities[i], formula, alpha, grad, losses_of_levels[i]
+                )
     return block_losses.sum()
 
 
-def _launch(pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualities, block_losses):
+def _launch(pred_logits, gt_labels, gt_qualities, formula, alpha, grad, block_losses):
     order, run_length = _memory_layout(pred_logits)
-    num_classes = pred_logits.shape[-1]
     label_order = [dim for dim in order if dim != gt_labels.dim()]
-    labels = gt_labels.permute(label_order)
     per_class = isinstance(alpha, torch.Tensor)
     foreground_weight, background_weight = 1.0, 1.0
     if alpha is not None and not per_class:
@@ -82,8 +84,7 @@ def _launch(pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualiti
         targets = "varifocal" if isinstance(formula, VarifocalFormula) else "quality"
     _focal_kernel[(len(block_losses),)](
         pred_logits,
-        # clamp: an int64 beyond int32 is background or ignored too
-        labels.long().clamp(-1, num_classes).to(torch.int32, memory_format=torch.contiguous_format),
+        gt_labels.permute(label_order).contiguous(),
         # In place of a tensor that is not there, any: the kernel does not touch it.
         alpha.contiguous() if per_class else block_losses,
         block_losses if targets == "hard" else gt_qualities.permute(label_order).contiguous(),
@@ -94,8 +95,8 @@ def _launch(pred_logits, gt_labels, formula, alpha, grad, grad_scale, gt_qualiti
         float(formula.gamma),
         foreground_weight,
         background_weight,
-        float(grad_scale),
-        NUM_CLASSES=num_classes,
+        storage_scale(pred_logits),
+        NUM_CLASSES=pred_logits.shape[-1],
         PER_CLASS=per_class,
         TARGETS=targets,
         WITH_GRAD=grad is not None,
@@ -118,7 +119,7 @@ def _memory_layout(pred_logits):
 @triton.jit
 def _focal_kernel(
     logits,  # in memory (..., NUM_CLASSES, run_length)
-    labels,  # int32, in memory (..., run_length)
+    labels,  # integers, in memory (..., run_length)
     alphas,  # (NUM_CLASSES,), read if PER_CLASS
     qualities,  # as the labels, read unless TARGETS is "hard"
     grad,  # in memory as the logits, written if WITH_GRAD
@@ -148,9 +149,10 @@ def _focal_kernel(
     first_anchor = run // NUM_CLASSES * run_length
 
     x = tl.load(logits + start + entry, mask=in_bounds, other=0.0).to(tl.float32)
-    label = tl.load(labels + first_anchor + anchor, mask=in_bounds, other=-1)
+    # As they come, since a conversion of a level costs the host as much as this kernel.
+    label = tl.load(labels + first_anchor + anchor, mask=in_bounds, other=0)
     is_foreground = label == cls
-    is_known = label >= 0
+    is_known = in_bounds & (label >= 0)
     if TARGETS != "hard":
         quality_at = qualities + first_anchor + anchor
         quality = tl.load(quality_at, mask=in_bounds & is_foreground, other=0.0).to(tl.float32)

@@ -44,6 +44,8 @@ def foreground_box_loss(
     Raises:
         UserError: ``box_loss`` returns something else than a loss for each row.
     """
+    if masked:
+        pred_anchor_deltas, anchors = _one_level(pred_anchor_deltas, anchors)
     sums = []
     levels = _rows_of_levels(foreground, pred_anchor_deltas, anchors, matched_gt_boxes, masked)
     weights_of_levels = _split(weights, anchors) if weights is not None else [None] * len(anchors)
@@ -81,6 +83,8 @@ def iou_qualities(
     Returns:
         Tensor: (N, R), in [0, 1], without gradient; 0 where there is no foreground.
     """
+    if masked:
+        pred_anchor_deltas, anchors = _one_level(pred_anchor_deltas, anchors)
     qualities = []
     levels = _rows_of_levels(foreground, pred_anchor_deltas, anchors, matched_gt_boxes, masked)
     for is_fg, (deltas, boxes, gt_boxes) in levels:
@@ -103,6 +107,14 @@ def iou_branch_loss(pred_ious: list[Tensor], ious: Tensor, foreground: Tensor) -
     logits = torch.cat([level.flatten(1) for level in pred_ious], dim=1)
     losses = F.binary_cross_entropy_with_logits(logits.float(), ious.float(), reduction="none")
     return losses.masked_fill(~foreground, 0).sum()
+
+
+def _one_level(
+    pred_anchor_deltas: list[Tensor], anchors: list[Boxes]
+) -> tuple[list[Tensor], list[Boxes]]:
+    """All levels as one: on a GPU, small kernels cost as much to start as to run."""
+    deltas = [level.flatten(1, 3) for level in pred_anchor_deltas]
+    return [torch.cat(deltas, dim=1)], [Boxes.cat(anchors)]
 
 
 def _rows_of_levels(

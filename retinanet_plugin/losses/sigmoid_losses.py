@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .alpha import AUTO, alpha_from_config, check_alpha, check_alphas
-from .dense_sigmoid import dense_sigmoid_loss
+from .dense_sigmoid import dense_sigmoid_loss, loss_of_levels
 from .formulas import FocalFormula, write_softplus, write_thresholded
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
@@ -108,7 +108,7 @@ class SigmoidLoss(nn.Module):
         self,
         pred_logits: list[Tensor],
         gt_labels: list[Tensor],
-        gt_qualities: Sequence[Tensor | None] | None = None,
+        gt_qualities: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """As :meth:`forward`, with soft targets (N, Hi, Wi, A) of each level where they are given:
         see :func:`dense_sigmoid_loss`."""
@@ -118,12 +118,9 @@ class SigmoidLoss(nn.Module):
                 "classes: train with retinanet_plugin.engine.Trainer, or build the model from "
                 "retinanet_plugin.data.class_alphas.resolve_auto_alpha(cfg)"
             )
-        qualities = gt_qualities or [None] * len(pred_logits)
-        losses = [
-            dense_sigmoid_loss(logits, labels, self.loss_and_slope, self.alpha, self.triton, soft)
-            for logits, labels, soft in zip(pred_logits, gt_labels, qualities)
-        ]
-        return torch.stack(losses).sum()
+        return loss_of_levels(
+            pred_logits, gt_labels, self.loss_and_slope, self.alpha, self.triton, gt_qualities
+        )
 
 
 @CLS_LOSS_REGISTRY.register()

@@ -187,22 +187,25 @@ def soft_foreground(
     )
 
 
-def multiply_gradient(grad: Tensor, factor: Tensor) -> Tensor:
-    """``grad`` times ``factor``, a scalar, in place.
+def multiply_gradients(grads: list[Tensor], grad_loss: Tensor) -> None:
+    """Multiply stored gradients, of levels of one type, by ``grad_loss``, a scalar, in place.
 
     On a CPU, 0 stands for what is near the smallest normal number (2^-126 in float32) or less:
     products with weights, in the convolutions that come next, would be below it, and take many
     times as long.
     """
-    if grad.dtype == factor.dtype and not grad.is_cpu:
-        return grad.mul_(factor)
-    for (chunk,) in _chunks([grad]):
-        # In float32: a loss scale may not fit float16, though its product with the gradient does.
-        # A vector of one value, unlike a scalar, takes the product to its type.
-        torch.mul(chunk, factor.view(1), out=chunk)
-        if grad.is_cpu and grad.dtype != torch.float16:  # whose smallest numbers all count
-            flush_tiny_(chunk)
-    return grad
+    for dtype in {grad.dtype for grad in grads}:
+        of_dtype = [grad for grad in grads if grad.dtype == dtype]
+        factor = grad_loss / storage_scale(of_dtype[0])
+        if dtype == factor.dtype and not factor.is_cpu:
+            torch._foreach_mul_(of_dtype, factor)  # one kernel
+            continue
+        for (chunk,) in (chunk for grad in of_dtype for chunk in _chunks([grad])):
+            # In float32: a loss scale may not fit float16, though its product with the gradient
+            # does. A vector of one value, unlike a scalar, takes the product to its type.
+            torch.mul(chunk, factor.view(1), out=chunk)
+            if chunk.is_cpu and dtype != torch.float16:  # whose smallest numbers all count
+                flush_tiny_(chunk)
 
 
 def sum_in_order(losses: Tensor) -> Tensor:
