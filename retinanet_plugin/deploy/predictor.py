@@ -73,7 +73,7 @@ class Predictor:
 
     def __reduce__(self) -> Any:
         model, weights, device, opts = self._given
-        options = {"device": device, "opts": opts, "score_thresholds": self._report}
+        options: dict[str, Any] = {"device": device, "opts": opts, "score_thresholds": self._report}
         return partial(Predictor, **options), (model, weights)
 
     @property
