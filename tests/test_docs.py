@@ -163,7 +163,7 @@ def house():
 # Which every file may import.
 BASE = {
     "config", "config_merging", "config_files", "config_errors", "errors", "whole_files", "eager",
-    "subnormal", "compat",
+    "triton_kernels", "subnormal", "compat",
 }  # fmt: skip
 
 
