@@ -15,6 +15,7 @@ ARGS ?=
 
 DIGITS := datasets/digits
 DIGITS_CONFIG := configs/digits/retinanet_narrow_R_50_FPN.yaml
+DIGITS_OUTPUT := output/digits
 
 # A slow network is not an error.
 export UV_HTTP_TIMEOUT ?= 180
@@ -30,7 +31,7 @@ packages = "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("p
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo:  ## set up, make the digits data set, train and evaluate on it, draw the detections
+demo:  ## set up, make the digits data set, train and evaluate on it, report where it fails
 test:  ## set up and run the tests; DETECTRON2=<checkout> on that Detectron2, ARGS=tests/test_x.py on that file
 test-0.6:  ## set up and run the tests on Detectron2 0.6
 lint:  ## set up and run ruff and mypy
@@ -75,7 +76,9 @@ demo: export PYTHONWARNINGS = ignore
 demo: setup $(DIGITS)/annotations/val.json
 	@echo "Training on the digits takes 2 to 4 minutes on 2 cores; 'eta' below is the time left."
 	$(BIN)/python train_net.py --config-file $(DIGITS_CONFIG)
-	$(BIN)/python -m retinanet_plugin visualize --config-file $(DIGITS_CONFIG)
+	@rm -rf $(DIGITS_OUTPUT)/report
+	$(BIN)/python -m retinanet_plugin report --truth $(DIGITS)/annotations/val.json --images $(DIGITS)/val \
+	    --weights $(DIGITS_OUTPUT)/model_final.pth --output $(DIGITS_OUTPUT)/report
 
 $(DIGITS)/annotations/val.json: | setup
 	$(BIN)/python -m retinanet_plugin digits $(DIGITS)

@@ -34,6 +34,9 @@ if not hasattr(torch, "get_autocast_dtype"):
 with warnings.catch_warnings():
     # Of Detectron2 and fvcore, while they are imported: nobody here can mend it.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+    # Which Detectron2's anchors make PyTorch say, once in a process: it is said here.
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
+    torch.meshgrid(torch.zeros(1), torch.zeros(1))
 
     from .backbone import build_fpn_p3p7_backbone
     from .config import add_retinanet_config

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 
@@ -146,6 +148,17 @@ def two_torch_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def test_a_script_says_nothing_but_what_it_prints(detector, clean_env):
+    script = (
+        "import sys; from retinanet_plugin import Predictor; Predictor(sys.argv[1])(sys.argv[2])"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, detector.weights, detector.files[0]],
+        env=clean_env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 def test_a_stream_reads_only_a_few_ahead(detector, predictor):

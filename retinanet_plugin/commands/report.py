@@ -8,6 +8,7 @@ weights also detections.json, COCO's results.
 import argparse
 import json
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -56,6 +57,10 @@ def run(args: argparse.Namespace) -> None:
         ap = evaluation.coco.metrics["AP"]
         print(f"AP {100 * (ap or 0):.1f}  {evaluation.detections.name}")
     print(f"wrote {os.path.join(args.output, 'report.html')}")
+    thresholds = os.path.join(args.output, "report.json")
+    command = ["predict", args.weights or "WEIGHTS", "IMAGES", "--output", "found"]
+    command = ["python", "-m", "retinanet_plugin", *command, "--score-thresholds", thresholds]
+    print(f"to detect with the best threshold of each class: {shlex.join(command)}")
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
