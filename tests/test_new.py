@@ -67,7 +67,7 @@ def train(folder, iterations):
 @pytest.mark.usefixtures("measured")
 def test_two_commands_from_images_to_a_detector(tmp_path, capsys):
     data = write_data(tmp_path / "data", names=("cat", "dog"))
-    main(["new", str(tmp_path / "cats"), "--train", data, "--budget", "20s"])
+    main(["new", str(tmp_path / "cats"), "--train", data, "--budget", "60s"])
     out = capsys.readouterr().out
     for text in ("5 images to train on, 1 for validation; 2 classes", "config.yaml", "--no-flip"):
         assert text in out
@@ -176,3 +176,14 @@ def test_budgets(text, seconds):
 @pytest.mark.parametrize("text", ["10", "m", "-5m", "0h", "1w", "ten minutes"])
 def test_what_is_no_time_is_refused(text, tmp_path):
     assert fails(tmp_path / "plan", "--train", "x", "--budget", text) == "2"
+
+
+def test_a_budget_that_is_no_time_to_train_in_is_refused(tmp_path):
+    code = fails(tmp_path / "plan", "--train", "x", "--budget", "1s")
+    assert "--budget 1 s is no time to train in" in code
+    assert "give it 1 min or more" in code
+
+
+def test_weights_that_are_not_there_may_be_left_out(tmp_path):
+    code = fails(tmp_path / "plan", "--train", "x", "--weights", "nope")
+    assert "correct --weights, or leave it out" in code

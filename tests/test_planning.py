@@ -13,11 +13,12 @@ from retinanet_plugin.data.planning.anchors import choose_levels, plan_anchors
 from retinanet_plugin.data.planning.choice import Choice, Machine, StepCost, options
 from retinanet_plugin.data.planning.config_text import config_text
 from retinanet_plugin.data.planning.crops import choose_views
+from retinanet_plugin.data.planning.durations import in_words
 from retinanet_plugin.data.planning.flips import choose_flip
 from retinanet_plugin.data.planning.image_size import choose_image_size, small_side
 from retinanet_plugin.data.planning.network import base_of, base_path, choose_precision
 from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
-from retinanet_plugin.data.planning.schedule import START_SECONDS, in_words, plan_schedule
+from retinanet_plugin.data.planning.schedule import START_SECONDS, plan_schedule
 
 # Boxes of 30 pixels that cover a quarter of 800x600.
 MANY_SMALL = [(x, y, 30, 30) for x in range(0, 780, 60) for y in range(0, 580, 60)]

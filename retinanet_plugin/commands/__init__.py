@@ -20,19 +20,20 @@ from . import (
     report,
 )
 
+# In the order of the work: before a training, after one, and the rest.
 COMMANDS = {
-    "anchors": anchors,
-    "browse": browse,
-    "compare-losses": compare_losses,
-    "convert": convert,
-    "convert-weights": convert_weights,
-    "digits": make_digits,
-    "doctor": doctor,
-    "export": export,
-    "focal-loss-figures": focal_loss_figures,
-    "import-weights": import_weights,
-    "predict": predict,
     "new": new,
-    "replay": replay,
+    "convert": convert,
+    "doctor": doctor,
+    "browse": browse,
+    "anchors": anchors,
     "report": report,
+    "predict": predict,
+    "export": export,
+    "convert-weights": convert_weights,
+    "import-weights": import_weights,
+    "replay": replay,
+    "digits": make_digits,
+    "compare-losses": compare_losses,
+    "focal-loss-figures": focal_loss_figures,
 }

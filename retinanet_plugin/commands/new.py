@@ -22,10 +22,11 @@ from ..data.findings import counted
 from ..data.images.image_files import inspect_image_files
 from ..data.planning.choice import Choice, options
 from ..data.planning.config_text import config_text
+from ..data.planning.durations import in_words
 from ..data.planning.intake import Intake, take_in
 from ..data.planning.network import PRECISION, base_of, base_path, choose_network
 from ..data.planning.plan import Wishes, plan_for_data
-from ..data.planning.schedule import USUAL_BATCH, in_words, plan_schedule
+from ..data.planning.schedule import LEAST_BUDGET, USUAL_BATCH, plan_schedule
 from ..engine import check_weights
 from ..engine.console_log import quiet
 from ..engine.step_cost import measure_fitting_batch, measure_machine
@@ -80,7 +81,12 @@ def run(args: argparse.Namespace) -> None:
     folder = os.path.abspath(args.folder)
     if os.path.lexists(os.path.join(folder, "config.yaml")):
         raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
-    check_weights(args.weights)
+    if args.budget is not None and args.budget < LEAST_BUDGET:
+        raise UserError(
+            f"--budget {in_words(args.budget)} is no time to train in, to start and to evaluate "
+            f"take most of it: give it {in_words(LEAST_BUDGET)} or more"
+        )
+    check_weights(args.weights, key="--weights", without="leave it out: training starts from none")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wishes = _wishes(args, device)
 

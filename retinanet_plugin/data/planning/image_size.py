@@ -10,6 +10,7 @@ from ..anchor_reach import resized
 from ..dataset_facts import DatasetFacts
 from .choice import Choice, Machine
 from .crops import seen_megapixels
+from .durations import in_words
 
 # Pixels that all but the smallest objects should have: three cells of P3, which has a stride of 8.
 WANTED_SIDE = 24
@@ -75,7 +76,8 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     limits = {
         **_wanted(native, small),
         "that of the files, doubled": _MOST_UPSCALED * native,
-        f"all that the time allows: {seen:,} images": _edge_of(affordable, megapixels),
+        f"the largest with which {in_words(seconds)} of training see {seen:,} images; a longer "
+        "--budget has larger ones": _edge_of(affordable, megapixels),
         "as large as the networks of COCO's models see them": float(_MOST_EDGE),
     }
     reason = min(limits, key=lambda key: limits[key])

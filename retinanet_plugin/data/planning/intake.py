@@ -31,10 +31,12 @@ class Intake:
         Raises:
             UserError: a file cannot be written.
         """
-        entries = []
+        entries, image_id = [], 1
         for part, dataset in (("train", self.train), ("val", self.val)):
             path = os.path.abspath(os.path.join(folder, "annotations", f"{part}.json"))
-            content = json.dumps(_with_floats(dataset.to_coco()), ensure_ascii=False).encode()
+            coco = _with_floats(dataset.to_coco(image_id))
+            image_id += len(dataset.images)  # results of one part are not those of the other
+            content = json.dumps(coco, ensure_ascii=False).encode()
             write_whole_file(path, partial(_put, content))
             entries.append([f"{name}_{part}", path, dataset.image_folder])
         return entries

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ..findings import counted
 from .choice import Choice, StepCost
+from .durations import in_words
 
+# Of less, next to nothing is left once the training has started and was evaluated.
+LEAST_BUDGET = 60.0
 # Of what train_net.py does before its first step and after its last: imports, checks, checkpoints.
 START_SECONDS = 15.0
 # What a step takes beside what was measured: hooks, the log.
@@ -42,14 +45,18 @@ class Schedule:
             Choice("SOLVER.IMS_PER_BATCH", self.batch, ""),
             Choice("SOLVER.BASE_LR", self.learning_rate, f"for {self.batch} images a step"),
             Choice("SOLVER.MAX_ITER", self.iterations, length),
-            Choice("SOLVER.WARMUP_ITERS", min(_WARM_UP, self.iterations // 5), "a short training"),
+            Choice(
+                "SOLVER.WARMUP_ITERS",
+                min(_WARM_UP, self.iterations // 5),
+                "over which the learning rate rises",
+            ),
             Choice(
                 "TEST.EVAL_PERIOD",
                 period,
                 f"{counted(self.num_evaluations, 'evaluation', 'evaluations')}; the best model is "
                 "kept as model_best.pth",
             ),
-            Choice("SOLVER.CHECKPOINT_PERIOD", period, "as often"),
+            Choice("SOLVER.CHECKPOINT_PERIOD", period, "one with each evaluation"),
         ]
 
     def warnings(self, budget: float) -> list[str]:
@@ -92,14 +99,3 @@ def plan_schedule(
         iterations * batch / num_images,
         is_whole=iterations == wanted,
     )
-
-
-def in_words(seconds: float) -> str:
-    """``"45 s"``, ``"6 min"``, ``"1 h 30 min"``."""
-    if round(seconds) < 120:
-        return "1 min" if round(seconds) == 60 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -98,12 +98,19 @@ def check_weights_fit(
         )
 
 
-def check_weights(path: str, required: bool = False) -> None:
+def check_weights(
+    path: str,
+    required: bool = False,
+    key: str = "MODEL.WEIGHTS",
+    without: str = FROM_RANDOM_WEIGHTS,
+) -> None:
     """Refuse weights that are not there.
 
     Args:
         path: ``MODEL.WEIGHTS``; "" is none.
         required: whether none would be a mistake.
+        key: what a user sets to the path.
+        without: how to train without weights, in words.
 
     Raises:
         UserError: the file does not exist or cannot be fetched, or none is given but required.
@@ -120,15 +127,12 @@ def check_weights(path: str, required: bool = False) -> None:
         found = PathManager.isfile(PathManager.get_local_path(without_query(path)[0]))
     except OSError as error:
         raise UserError(
-            f"MODEL.WEIGHTS {path} cannot be fetched ({error}): download the file and set "
-            f"MODEL.WEIGHTS to its path, or {FROM_RANDOM_WEIGHTS}"
+            f"{key} {path} cannot be fetched ({error}): download the file and set {key} to its "
+            f"path, or {without}"
         ) from error
     if os.path.isdir(path):
         raise UserError(
-            f"MODEL.WEIGHTS {path} is a folder: name a file in it, such as {path}/model_final.pth"
+            f"{key} {path} is a folder: name a file in it, such as {path}/model_final.pth"
         )
     if not found:
-        raise UserError(
-            f"the weights file {path} does not exist: correct MODEL.WEIGHTS, or "
-            f"{FROM_RANDOM_WEIGHTS}"
-        )
+        raise UserError(f"the weights file {path} does not exist: correct {key}, or {without}")
