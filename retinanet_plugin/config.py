@@ -68,6 +68,9 @@ def _add_losses(retinanet: CfgNode) -> None:
     # What weighs the box losses of foreground anchors, which are then divided by the sum of the
     # weights: "none" (each 1, divided as the classification loss is), "quality" or "score".
     retinanet.BBOX_REG_LOSS_WEIGHTING = "none"
+    # Losses are divided by the foreground anchors of the whole batch, whatever the number of
+    # processes that share it; False: each process divides by those of its own part, as stock does.
+    retinanet.SYNC_LOSS_NORMALIZER = True
 
 
 def _add_matching(retinanet: CfgNode) -> None:
@@ -126,7 +129,13 @@ def _add_data(cfg: CfgNode) -> None:
 
 
 def _add_training(cfg: CfgNode) -> None:
-    """Keys of what is saved and shown of a training, and when it ends."""
+    """Keys of the steps of a training, what is saved and shown of it, and when it ends."""
+    # A step computes its SOLVER.IMS_PER_BATCH images in so many parts, one after the other, with
+    # the memory of one: the weights become what they would become of all at once.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # The IMS_PER_BATCH that learning rate, warm-up, schedule and periods are written for: with
+    # another one they are scaled as Detectron2 does by REFERENCE_WORLD_SIZE; 0: they are not.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
     # "SGD" or "AdamW"; at a LAYER_DECAY below 1 each stage of the network under the FPN learns at
     # so many times the rate of the next one.
     cfg.SOLVER.OPTIMIZER = "SGD"

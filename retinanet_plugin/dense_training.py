@@ -8,19 +8,17 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .compat import log_scalar
-from .eager import is_transformed
 from .errors import UserError
 from .execution.transfer import instances_to_device, tensor_to_device
 from .head import Predictions
 from .losses import foreground_box_loss, iou_branch_loss, iou_qualities
+from .losses.normalizer import NormalizedLosses
 from .losses.reduction import (
-    FIRST_LOSS_NORMALIZER,
     LossSum,
     box_loss_weights,
     check_box_weighting,
     class_loss_of_levels,
     needs_qualities,
-    next_loss_normalizer,
 )
 from .matching import (
     Targets,
@@ -33,11 +31,9 @@ from .matching import (
 )
 
 
-class DenseTraining(nn.Module):
+class DenseTraining(NormalizedLosses):
     """From ground truth to targets (:meth:`matching`), and from targets to losses
     (:meth:`losses`). Letters are those of :class:`retinanet_plugin.meta_arch.ModularRetinaNet`."""
-
-    loss_normalizer: Tensor
 
     def __init__(
         self,
@@ -51,6 +47,7 @@ class DenseTraining(nn.Module):
         iou_loss_weight: float = 1.0,
         box_reg_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         ignore_ioa_thresh: float = 0.0,
+        sync_loss_normalizer: bool = True,
     ) -> None:
         """
         Args:
@@ -65,8 +62,9 @@ class DenseTraining(nn.Module):
                 ``Box2BoxTransform``, for the IoUs of predicted boxes.
             ignore_ioa_thresh (float): share of a background anchor's area from which on a region
                 to ignore that covers it keeps it from being background; 0: none does.
+            sync_loss_normalizer (bool): see :class:`NormalizedLosses`.
         """
-        super().__init__()
+        super().__init__(sync_loss_normalizer)
         check_ignore_threshold(ignore_ioa_thresh)
         self.matcher = matcher
         self.cls_loss = cls_loss
@@ -77,10 +75,6 @@ class DenseTraining(nn.Module):
         self.iou_loss_weight = iou_loss_weight
         self.box_reg_weights = tuple(box_reg_weights)
         self.ignore_ioa_thresh = ignore_ioa_thresh
-        # Moving average of the number of foreground anchors of a batch: saved, so that a resumed
-        # run scales its losses as the interrupted one did (of several processes, all go on from
-        # the first one's).
-        self.register_buffer("loss_normalizer", torch.tensor(FIRST_LOSS_NORMALIZER))
 
     @property
     def device(self) -> torch.device:
@@ -177,13 +171,7 @@ class DenseTraining(nn.Module):
             dict[str, Tensor]: ``loss_cls``, ``loss_box_reg``, and ``loss_iou`` of a head with an
             IoU branch; float32 scalars.
         """
-        sums, num_foreground = self.summed_losses(anchors, predictions, targets)
-        normalizer = self._update_loss_normalizer(num_foreground)
-        return {
-            # A sum of weights below 1 counts as 1, as in GFL's code.
-            name: value / (normalizer if weight is None else weight.clamp(min=1))
-            for name, (value, weight) in sums.items()
-        }
+        return self.normalized(*self.summed_losses(anchors, predictions, targets))
 
     def summed_losses(
         self, anchors: list[Boxes], predictions: Predictions, targets: Targets
@@ -245,23 +233,3 @@ class DenseTraining(nn.Module):
     def is_foreground(self, gt_labels: Tensor) -> Tensor:
         """Of labels (N, R), which are those of a class."""
         return (gt_labels >= 0) & (gt_labels < self.num_classes)
-
-    def _update_loss_normalizer(self, num_foreground: Tensor) -> Tensor:
-        """Take ``num_foreground`` () into the average in training; return the average.
-
-        Within transforms of ``torch.func``, which forbid it, the average that is kept stays.
-        """
-        if not self.training:
-            return self.loss_normalizer.clone()
-        average = next_loss_normalizer(self.loss_normalizer, num_foreground)
-        if not is_transformed():
-            # A copy of it, because autograd keeps the average while a later forward goes on.
-            self.loss_normalizer.copy_(average)
-        return average
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # Checkpoints of Detectron2's RetinaNet lack the moving average: it starts as stock's does.
-        state_dict.setdefault(prefix + "loss_normalizer", torch.tensor(FIRST_LOSS_NORMALIZER))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

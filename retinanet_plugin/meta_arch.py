@@ -112,6 +112,7 @@ class ModularRetinaNet(DenseTraining):
             "iou_loss_weight": retinanet.IOU_LOSS_WEIGHT,
             "box_reg_weights": retinanet.BBOX_REG_WEIGHTS,
             "ignore_ioa_thresh": retinanet.IGNORE_IOA_THRESH,
+            "sync_loss_normalizer": retinanet.SYNC_LOSS_NORMALIZER,
             "vis_period": cfg.VIS_PERIOD,
             "input_format": cfg.INPUT.FORMAT,
         }

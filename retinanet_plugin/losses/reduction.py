@@ -13,9 +13,6 @@ BOX_WEIGHTINGS = ("none", "quality", "score")
 
 # Of the losses that a model gives; the last by a head with an IoU branch.
 LOSS_NAMES = ("loss_cls", "loss_box_reg", "loss_iou")
-# Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
-FIRST_LOSS_NORMALIZER = 100.0
-_NEW_SHARE = 0.1  # of a batch in the moving average, as there
 
 
 class LossSum(NamedTuple):
@@ -91,13 +88,3 @@ def class_loss_of_levels(
 def needs_qualities(cls_loss: nn.Module) -> bool:
     """Whether a classification loss takes soft targets as a fourth argument."""
     return getattr(cls_loss, "needs_qualities", False)
-
-
-def next_loss_normalizer(average: Tensor, num_foreground: Tensor) -> Tensor:
-    """The moving average of the number of foreground anchors of a batch, with one more batch.
-
-    Args:
-        average: (), of the batches before.
-        num_foreground: (), of this batch; none count as one.
-    """
-    return average.lerp(num_foreground.clamp(min=1).to(average), _NEW_SHARE)
