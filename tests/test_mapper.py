@@ -287,6 +287,17 @@ def test_without_regions_the_result_is_detectron2s(small_cfg, record):
     assert torch.equal(found.gt_classes, expected.gt_classes)
 
 
+def test_boxes_of_whole_pixels_are_not_rounded_when_images_are_resized(small_cfg, record):
+    # Detectron2 has 13 and 41 here: an IoU of 0.96 with the object.
+    small_cfg.INPUT.MIN_SIZE_TEST = 83
+    augmentations = build_augmentation(small_cfg, is_train=False)
+    mapper = RetinaNetMapper(small_cfg, True, augmentations=augmentations)
+    height, width = mapper(record)["image"].shape[1:]
+    scale = torch.tensor([width / 80, height / 60] * 2)
+    boxes = mapper(record)["instances"].gt_boxes.tensor
+    assert torch.allclose(boxes[0], scale * torch.tensor([10.0, 10, 30, 30]))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_regions_move_with_the_boxes(small_cfg, record, seed):
     """Crops, sizes and flips: the same box as an object and as a region stays the same."""

@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import argparse
+import os
 
 from detectron2.config import CfgNode
 
@@ -42,3 +43,9 @@ def positive_number(text: str) -> int:
     if natural_number(text) == 0:
         raise argparse.ArgumentTypeError("0 is too few")
     return int(text)
+
+
+def shown_path(path: str) -> str:
+    """A path as a person in the current folder would write it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative

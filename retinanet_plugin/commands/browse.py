@@ -1,13 +1,15 @@
 """Draw images as the training sees them: augmented, with boxes and the anchors that learn them.
 
 The images are the first of a training with this config, through its own loader: with a SEED, the
-same each time. Anchors that the matcher makes foreground are thin, boxes that have none dotted,
-regions to ignore hatched. Data, config and model are checked as before a training. With --test,
-images spread over the first of DATASETS.TEST, as they are evaluated.
+same each time. Anchors that the matcher makes foreground are thin (of many, the two that fit each
+box best), boxes that have none dotted, regions to ignore hatched. Data, config and model are
+checked as before a training. With --test, images spread over the first of DATASETS.TEST, as they
+are evaluated.
 """
 
 import argparse
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,11 +27,12 @@ from ..data.loading.mapper import RetinaNetMapper
 from ..engine import Trainer
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.startup_log import log_on_console
+from ..engine.console_log import quiet
 from ..report.contact_sheet import draw_contact_sheet
 from ..report.drawing import evenly_spread, save_figure
 from ..report.seen_images import seen_images
 from ..weights.building import check_model
-from .arguments import add_config_arguments, positive_number, read_config
+from .arguments import add_config_arguments, positive_number, read_config, shown_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
         facts = check_datasets(cfg, eval_only=args.test)
         check_image_files(facts, cfg)
         name = (cfg.DATASETS.TEST if args.test else cfg.DATASETS.TRAIN)[0]
-        figure = sheet_of(cfg, facts[name].class_names, args.num_images, args.test)
+        with quiet(logging.INFO):  # of the loader; images that are left out are warnings
+            figure = sheet_of(cfg, facts[name].class_names, args.num_images, args.test)
     output = args.output or os.path.join(
         cfg.OUTPUT_DIR, "browse_test.png" if args.test else "browse.png"
     )
     save_figure(figure, output)
-    print(f"drew {counted(len(figure.axes), 'image', 'images')} of {name}: {output}")
+    print(f"drew {counted(len(figure.axes), 'image', 'images')} of {name}: {shown_path(output)}")
 
 
 def sheet_of(

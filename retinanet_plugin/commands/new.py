@@ -112,7 +112,12 @@ def run(args: argparse.Namespace) -> None:
     train_command = f"python train_net.py --config-file {shlex.quote(config_file)}"
     with quiet():
         sheet = sheet_of(cfg, train.class_names, _SHEET)
-    page = page_of(plan, train, choices, machine, train_command, sheet)
+    times = [
+        ("images for validation", f"{len(intake.val.images):,}"),
+        ("time allowed", in_words(wishes.budget)),
+        ("time expected", in_words(schedule.seconds)),
+    ]
+    page = page_of(plan, train, choices, machine, times, train_command, sheet)
     write_plan_page(os.path.join(folder, "plan.html"), page)
     _write_config(folder, wishes, [*choices, *named])  # last: with it the plan is whole
     print(f"\nwrote {config_file} and {os.path.join(args.folder, 'plan.html')}")

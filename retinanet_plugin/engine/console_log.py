@@ -128,10 +128,10 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing below an error is logged in here: it is only tried or measured, of no training."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Nothing up to ``level`` is logged in here: it is only tried or drawn, of no training."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:

@@ -3,6 +3,9 @@
 import os
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+from detectron2.structures import Boxes, pairwise_iou
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -34,7 +37,8 @@ STYLES = {
 COLUMNS = 3  # most pictures in a row
 WIDTH, MOST_HEIGHT, GAP = 4.4, 6.0, 0.1  # of a picture, inches
 CAPTION, LEGEND = 0.62, 0.6  # heights
-MANY_ANCHORS = 100  # more than these are drawn paler
+# More than these would hide the image: the best of each box are drawn.
+MANY_ANCHORS, BEST_ANCHORS = 40, 2
 
 
 def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) -> Figure:
@@ -86,11 +90,11 @@ def _height_by_width(image: SeenImage) -> float:
 def _draw(axes: Axes, image: SeenImage, names: list[str]) -> None:
     if image.anchors is not None and len(image.anchors):
         anchors = PolyCollection(
-            [outline(anchor) for anchor in image.anchors],
+            [outline(anchor) for anchor in _drawn_anchors(image)],
             facecolor="none",
             edgecolor=STYLES["foreground anchor"].colour,
             linewidth=STYLES["foreground anchor"].width,
-            alpha=0.9 if len(image.anchors) <= MANY_ANCHORS else 0.4,
+            alpha=0.9,
             zorder=0.95,  # under all boxes
         )
         axes.add_artist(anchors)
@@ -104,6 +108,16 @@ def _draw(axes: Axes, image: SeenImage, names: list[str]) -> None:
         [names[i] for i in image.classes],
         STYLES,
     )
+
+
+def _drawn_anchors(image: SeenImage) -> np.ndarray:
+    """All foreground anchors or, of many, those with the largest IoUs with each box; (F', 4)."""
+    assert image.anchors is not None
+    if len(image.anchors) <= MANY_ANCHORS:
+        return image.anchors
+    anchors, boxes = (Boxes(torch.as_tensor(x)) for x in (image.anchors, image.boxes))
+    best = pairwise_iou(boxes, anchors).topk(BEST_ANCHORS, dim=1).indices
+    return image.anchors[best.unique().numpy()]
 
 
 def _write_caption(figure: Figure, image: SeenImage, left: float, top: float) -> None:
@@ -131,6 +145,8 @@ def _anchors(image: SeenImage) -> str:
     if image.anchors is None:
         return "foreground anchors depend on what the model predicts"
     said = _count(len(image.anchors), "foreground anchor", "foreground anchors")
+    if len(image.anchors) > MANY_ANCHORS:
+        said += f" ({BEST_ANCHORS} a box drawn)"
     without = int((~image.has_anchor).sum())
     return said + (f"; {_count(without, 'box has', 'boxes have')} none" if without else "")
 

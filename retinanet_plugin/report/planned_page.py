@@ -21,6 +21,7 @@ def page_of(
     facts: DatasetFacts,
     choices: Sequence[Choice],
     machine: Machine,
+    times: Sequence[tuple[str, str]],
     train_command: str,
     sheet: Figure,
 ) -> Plan:
@@ -31,6 +32,7 @@ def page_of(
         facts: of the training set.
         choices: all that were made.
         machine: as it was measured.
+        times: further facts: of validation, and of how long it will take.
         train_command: what a shell is to be given.
         sheet: images as the training sees them.
     """
@@ -46,6 +48,7 @@ def page_of(
             ("median image", f"{widths:.0f}x{heights:.0f} pixels"),
             ("device", machine.device),
             ("training of a megapixel", f"{machine.seconds_per_megapixel:.3g} s"),
+            *times,
         ],
         decisions=[Decision(x.key, str(x.value), x.reason) for x in choices if x.reason],
         class_counts=dict(zip(names, facts.class_counts)),

@@ -23,8 +23,8 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 class RetinaNetMapper(DatasetMapper):
     """Detectron2's mapper, with the pictures of
-    :func:`retinanet_plugin.data.images.read_image.read_image` and, in training, the regions that
-    are to be ignored.
+    :func:`retinanet_plugin.data.images.read_image.read_image`, boxes that are not rounded and, in
+    training, the regions that are to be ignored.
 
     Called with a record of Detectron2's data sets, it returns what ``DatasetMapper`` does and,
     where an image has annotations with ``iscrowd`` 1, ``ignore_boxes``: their ``Boxes`` (I, 4), in
@@ -83,6 +83,9 @@ class RetinaNetMapper(DatasetMapper):
     def _transform_annotations(
         self, record: dict[str, Any], transforms: T.TransformList, image_shape: tuple[int, int]
     ) -> None:
+        for annotation in record["annotations"]:
+            # Detectron2 rounds boxes of integers down to integers again once they are resized.
+            annotation["bbox"] = [float(x) for x in annotation["bbox"]]
         boxes = [
             transform_instance_annotations(
                 {key: a[key] for key in ("bbox", "bbox_mode")}, transforms, image_shape

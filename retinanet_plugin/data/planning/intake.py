@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ...errors import UserError
 from ...whole_files import write_whole_file
@@ -34,7 +34,7 @@ class Intake:
         entries, image_id = [], 1
         for part, dataset in (("train", self.train), ("val", self.val)):
             path = os.path.abspath(os.path.join(folder, "annotations", f"{part}.json"))
-            coco = _with_floats(dataset.to_coco(image_id))
+            coco = dataset.to_coco(image_id)
             image_id += len(dataset.images)  # results of one part are not those of the other
             content = json.dumps(coco, ensure_ascii=False).encode()
             write_whole_file(path, partial(_put, content))
@@ -83,13 +83,6 @@ _PARTS = ("train", "val", "test")
 
 def _put(content: bytes, file: BinaryIO) -> None:
     file.write(content)
-
-
-def _with_floats(coco: dict[str, Any]) -> dict[str, Any]:
-    """Detectron2 rounds boxes of integers down to integers again once the image is resized."""
-    for annotation in coco["annotations"]:
-        annotation["bbox"] = [float(x) for x in annotation["bbox"]]
-    return coco
 
 
 def _with_equal_classes(
