@@ -39,6 +39,7 @@ with warnings.catch_warnings():
     torch.meshgrid(torch.zeros(1), torch.zeros(1))
 
     from .backbone import build_fpn_p3p7_backbone
+    from .basic_resnet import build_basic_resnet_backbone
     from .config import add_retinanet_config
     from .errors import UserError
     from .foreign_parts import WholePixelAnchorGenerator, build_fpn_linear_p7_backbone
@@ -74,6 +75,7 @@ __all__ = [
     "UserError",
     "WholePixelAnchorGenerator",
     "add_retinanet_config",
+    "build_basic_resnet_backbone",
     "build_fpn_linear_p7_backbone",
     "build_fpn_p3p7_backbone",
     "build_timm_backbone",
