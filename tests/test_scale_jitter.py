@@ -9,7 +9,7 @@ from PIL import Image
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.loading.mapper import RetinaNetMapper
-from retinanet_plugin.data.loading.scale_jitter import with_scale_jitter
+from retinanet_plugin.data.loading.scale_jitter import ScaleJitter, with_scale_jitter
 from retinanet_plugin.engine.checks.config_values import value_errors
 
 
@@ -64,12 +64,19 @@ def test_objects_have_all_sizes_between(record):
 
 def test_other_augmentations_stay_where_they_are():
     flip, crop = T.RandomFlip(), T.RandomCrop("relative", (0.5, 0.5))
-    first, resize, square, last = with_scale_jitter(
+    first, jitter, last = with_scale_jitter(
         [crop, T.ResizeShortestEdge(96), flip], config(0.5, 2.0)
     )
     assert (first, last) == (crop, flip)
-    assert isinstance(resize, T.ResizeScale)
-    assert isinstance(square, T.FixedSizeCrop)
+    assert isinstance(jitter, ScaleJitter)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (128, 128)])
+def test_images_of_any_shape_are_squares(shape):
+    for _ in range(20):
+        image = np.zeros((*shape, 3), np.uint8)
+        transform = ScaleJitter(0.1, 3.0, 128).get_transform(image)
+        assert transform.apply_image(image).shape == (128, 128, 3)
 
 
 def test_evaluation_sees_the_whole_image(record):
