@@ -90,6 +90,18 @@ def test_the_last_line_says_what_there_is_and_what_to_do_next(cfg, tmp_path, cap
     ]  # fmt: skip
 
 
+def test_a_checkpoint_can_be_used_by_what_the_last_lines_say(cfg, tmp_path, caplog):
+    weights = tmp_path / "model_final.pth"
+    weights.touch()
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, None, str(weights))
+    _, detect, export = caplog.messages
+    images = MetadataCatalog.get(cfg.DATASETS.TEST[0]).image_root
+    wanted = f"retinanet_plugin predict {weights} {images} --output {tmp_path}/predictions"
+    assert wanted in detect
+    assert f"retinanet_plugin export onnx {weights} {tmp_path}/model.onnx" in export
+
+
 def test_the_last_line_where_no_file_has_the_truth(cfg, caplog):
     """As of data that are registered in Python."""
     cfg.DATASETS.TEST = ("made_by_a_function",)

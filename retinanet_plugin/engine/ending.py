@@ -54,7 +54,7 @@ def missed_results_in_words(
 
 
 def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
-    """Say in a line how good the model is, where its weights are, and what to do next.
+    """Say how good the model is and where its weights are, and the commands that come next.
 
     Args:
         cfg: of the run.
@@ -71,11 +71,20 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
         score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
     command = "" if ap is None or found_nothing else _report_command(cfg)
     look = f"; where it fails: {command}" if command else ""
+    checkpoint = weights
     averaged = average_precision((results or {}).get(AVERAGED))
     if averaged is not None and not math.isnan(averaged):
         path = os.path.join(cfg.OUTPUT_DIR, "model_final_averaged.pth")
         weights += f"; averaged weights: AP {averaged:.1f}, in {path}"
     logger.info(f"done: {score}weights in {weights}{look}")
+    if checkpoint.endswith(".pth") and os.path.isfile(checkpoint):
+        name = next(iter(cfg.DATASETS.TEST), "")
+        images = name and MetadataCatalog.get(name).get("image_root") or "IMAGES"
+        output = os.path.join(cfg.OUTPUT_DIR, "predictions")
+        options = ["--output", output, "--format", "images"]
+        logger.info(f"detect: {_command('predict', checkpoint, images, *options)}")
+        target = os.path.join(cfg.OUTPUT_DIR, "model.onnx")
+        logger.info(f"use elsewhere: {_command('export', 'onnx', checkpoint, target)}")
 
 
 def _report_command(cfg: CfgNode) -> str:
@@ -92,5 +101,8 @@ def _report_command(cfg: CfgNode) -> str:
         "--results": results,
         "--output": os.path.join(cfg.OUTPUT_DIR, "report"),
     }
-    words = [word for option in options.items() for word in option]
-    return shlex.join(["python", "-m", "retinanet_plugin", "report", *words])
+    return _command("report", *(word for option in options.items() for word in option))
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "retinanet_plugin", *words])
