@@ -1,5 +1,6 @@
 """The search of the best boxes by Triton kernels: interpreted, compiled, and chosen."""
 
+import numpy
 import pytest
 import torch
 from conftest import NEEDS_TRITON
@@ -38,10 +39,18 @@ def by_pytorch(anchors, boxes, is_box):
     return (best.value, best.box), (claims.value, claims.box)
 
 
+@pytest.fixture
+def interpreted(triton_interpreter):
+    if numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
+        reason = "Triton 3.6 interprets no loop with NumPy 2.4, which has no int() of an array"
+        pytest.importorskip("triton", minversion="3.7", reason=reason)
+    return triton_interpreter
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_pytorch_to_the_last_bit(triton_interpreter, seed):
+def test_equals_pytorch_to_the_last_bit(interpreted, seed):
     batch = make_batch(seed)
-    for found, right in zip(triton_interpreter(by_kernel, *batch), by_pytorch(*batch)):
+    for found, right in zip(interpreted(by_kernel, *batch), by_pytorch(*batch)):
         assert torch.equal(found[0], right[0])
         assert torch.equal(found[1], right[1])
 
@@ -57,10 +66,10 @@ def compare(factor):
     iou_matrix._compare(Kernel(), "cpu")
 
 
-def test_the_comparison_sees_one_bit(triton_interpreter):
-    triton_interpreter(compare, 1.0)
+def test_the_comparison_sees_one_bit(interpreted):
+    interpreted(compare, 1.0)
     with pytest.raises(ArithmeticError, match="does not give PyTorch's IoUs"):
-        triton_interpreter(compare, 1.0 + 2**-22)
+        interpreted(compare, 1.0 + 2**-22)
 
 
 @pytest.mark.parametrize("kernel", ["_best_kernel", "_claims_kernel"])

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class FocalFormula:
     """``-(1 - p_t)^gamma log(p_t)`` (arXiv 1708.02002, eq. 4) and its derivative by v = -x_t.
 
     A class and no function, so that the dense pass recognises a formula that has a GPU kernel,
-    :mod:`retinanet_plugin.losses.focal_triton`.
+    :mod:`retinanet_plugin.losses.focal_triton`. Not frozen: PyTorch 2.11 does not compile what
+    makes a frozen one.
     """
 
     gamma: float  # focusing, not negative; 0 is cross entropy
@@ -48,7 +49,7 @@ class FocalFormula:
         torch.lerp(torch.mul(loss, gamma, out=v), focus, q, out=slope)
 
 
-@dataclass(frozen=True)
+@dataclass
 class QualityFocalFormula(FocalFormula):
     """Quality focal loss (arXiv 2006.04388, eq. 2), of a target y in [0, 1]:
 
@@ -78,7 +79,7 @@ class QualityFocalFormula(FocalFormula):
         return focus * cross_entropy, slope
 
 
-@dataclass(frozen=True)
+@dataclass
 class VarifocalFormula(FocalFormula):
     """Varifocal loss (arXiv 2008.13367, eq. 2), of a target q in [0, 1]:
 

@@ -187,7 +187,7 @@ class FocalLoss(SigmoidLoss):
         return FocalFormula(self.gamma)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FocalStarFormula:
     """``-log(p_t*) / gamma`` and its derivative by v = -x_t, as :class:`FocalStarLoss` says."""
 

@@ -68,8 +68,8 @@ def _best_kernel(
         value = tl.where(better, iou, value)
         box = tl.where(better, m, box)
         highest = tl.max(iou, axis=0)  # those out of bounds are empty boxes: 0
-        if highest > 0:
-            tl.atomic_max(box_best + row, highest.to(tl.int32, bitcast=True))
+        bits = highest.to(tl.int32, bitcast=True)
+        tl.atomic_max(box_best + row, bits, mask=highest > 0)
     place = image.to(tl.int64) * num_anchors + anchor
     tl.store(best_value + place, value, mask=in_bounds)
     tl.store(best_box + place, box, mask=in_bounds)
@@ -95,12 +95,11 @@ def _claims_kernel(
     box = tl.zeros([BLOCK_SIZE], tl.int64)
     for m in range(num_boxes):
         row = image * num_boxes + m
-        if tl.load(is_box + row):
-            iou = _iou_with(boxes + 4 * row, x1, y1, x2, y2)
-            best = tl.load(box_best + row).to(tl.float32, bitcast=True)
-            better = (iou == best) & (iou > value)
-            value = tl.where(better, iou, value)
-            box = tl.where(better, m, box)
+        iou = _iou_with(boxes + 4 * row, x1, y1, x2, y2)
+        best = tl.load(box_best + row).to(tl.float32, bitcast=True)
+        better = tl.load(is_box + row) & (iou == best) & (iou > value)
+        value = tl.where(better, iou, value)
+        box = tl.where(better, m, box)
     place = image.to(tl.int64) * num_anchors + anchor
     tl.store(claim_value + place, value, mask=in_bounds)
     tl.store(claim_box + place, box, mask=in_bounds)
