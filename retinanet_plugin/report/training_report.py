@@ -134,6 +134,8 @@ def _wanted_lr(cfg: CfgNode) -> float:
 
 
 def _linear_rule(cfg: CfgNode) -> str:
+    if not cfg.MODEL.WEIGHTS:
+        return f"from random weights (Detectron2 has {_wanted_lr(cfg):.2g} where they are trained)"
     reference = f"Detectron2's RetinaNets have {_REFERENCE_LR} for {_REFERENCE_BATCH} images"
     if cfg.SOLVER.IMS_PER_BATCH == _REFERENCE_BATCH:
         return reference
