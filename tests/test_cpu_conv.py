@@ -112,7 +112,8 @@ def test_rounding_is_near_that_of_conv2d(scale):
 
     plain = error(F.conv2d(x, weight, bias, padding=1))
     assert plain > 0
-    assert error(winograd.convolve(x, weight, bias, (1, 1))) < 8 * plain
+    # Some convolutions add up in so many parts that they round less than one product does.
+    assert error(winograd.convolve(x, weight, bias, (1, 1))) < 8 * max(plain, 2**-24)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -111,13 +111,13 @@ def test_threads_share_a_predictor_and_pytorchs_threads_stay(detector, predictor
 
 
 def test_pickles_and_forks_predict(detector, two_torch_threads):
-    predictor = Predictor(detector.weights)
+    predictor = Predictor(detector.weights, device="cpu")
     expected = predictor(detector.files[:2])  # with threads, which a fork does not have
     predictor(detector.files[0])
     assert_equal_detections(pickle.loads(pickle.dumps(predictor))(detector.files[:2]), expected)
     assert_equal_detections(in_a_fork(predictor, detector.files[:2]), expected)
     assert_equal_detections(in_a_fork(predictor, detector.files[:1]), expected[:1])
-    on_gpu = Predictor(detector.weights)
+    on_gpu = Predictor(detector.weights, device="cpu")
     on_gpu._network.runs_on_cpu = False
     assert "open it in each process" in str(in_a_fork(on_gpu, detector.files))
 
