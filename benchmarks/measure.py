@@ -71,8 +71,11 @@ def parts_of_step(subject: Subject, repeats: int) -> dict[str, list[float]]:
 def peak_memory(make_function: Callable[..., Any], *args: Any, device: str) -> int:
     """Bytes that ``make_function(*args)()`` adds to what is there before it.
 
-    It runs in a process of its own; ``make_function`` must be importable.
+    It runs in a process of its own; ``make_function`` must be importable. On a GPU, whose allocator
+    counts bytes, it runs here.
     """
+    if device != "cpu":
+        return _peak_memory(make_function, args, device)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_memory, (make_function, args, device))
 
