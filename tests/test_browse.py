@@ -119,6 +119,23 @@ def test_sheet():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["box"]
 
 
+def test_of_many_anchors_the_best_of_each_box_are_drawn():
+    boxes = np.array([[10, 10, 30, 30], [50, 20, 80, 50]], np.float32)
+    shifts = np.arange(30)[:, None] / 10
+    many = np.concatenate([box + shifts for box in boxes]).astype(np.float32)
+    figure = draw_contact_sheet([seen(boxes=boxes, anchors=many)], ["cat", "dog"])
+    (drawn,) = [x for x in figure.axes[0].collections if x.get_zorder() == 0.95]
+    corners = sorted(path.vertices[0].tolist() for path in drawn.get_paths())
+    assert corners == pytest.approx(np.array([[10, 10], [10.1, 10.1], [50, 20], [50.1, 20.1]]))
+    assert "60 foreground anchors (2 a box drawn)" in captions(figure)[0]
+
+
+def test_names_without_a_font_are_numbers():
+    """A character for private use is in no font that is looked for."""
+    figure = draw_contact_sheet([seen()], ["cat", chr(0xE123)])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cat", "class 1"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(40, 40), (20, 400), (400, 20), (2000, 3000)])
 def test_nothing_of_a_sheet_is_cut_off(count, shape):

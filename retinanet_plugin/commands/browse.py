@@ -21,15 +21,15 @@ from detectron2.utils.env import seed_all_rng
 from matplotlib.figure import Figure
 
 from ..data.checks import check_datasets
-from ..data.findings import counted
+from ..data.findings import counted, one_line
 from ..data.images.image_files import check_image_files
 from ..data.loading.mapper import RetinaNetMapper
 from ..engine import Trainer
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.startup_log import log_on_console
 from ..engine.console_log import quiet
-from ..report.contact_sheet import draw_contact_sheet
-from ..report.drawing import evenly_spread, save_figure
+from ..report.contact_sheet import draw_contact_sheet, name_without_font
+from ..report.drawing import can_be_drawn, evenly_spread, save_figure
 from ..report.seen_images import seen_images
 from ..weights.building import check_model
 from .arguments import add_config_arguments, positive_number, read_config, shown_path
@@ -57,6 +57,11 @@ def run(args: argparse.Namespace) -> None:
         cfg.OUTPUT_DIR, "browse_test.png" if args.test else "browse.png"
     )
     save_figure(figure, output)
+    for i, class_name in enumerate(facts[name].class_names):
+        if not can_be_drawn(class_name):
+            print(
+                f"{name_without_font(i)} is {one_line(class_name)}, for which no font is installed"
+            )
     print(f"drew {counted(len(figure.axes), 'image', 'images')} of {name}: {shown_path(output)}")
 
 

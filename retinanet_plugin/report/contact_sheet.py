@@ -18,6 +18,7 @@ from .drawing import (
     WHITE,
     YELLOW,
     add_axes,
+    can_be_drawn,
     draw_boxes,
     draw_legend,
     new_figure,
@@ -48,7 +49,10 @@ def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) 
         images: one or more.
         class_names: K, of any length and characters.
     """
-    names = [shortened(name) for name in class_names]
+    names = [
+        shortened(name if can_be_drawn(name) else name_without_font(i))
+        for i, name in enumerate(class_names)
+    ]
     columns = min(COLUMNS, len(images))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     heights = [min(MOST_HEIGHT, max(WIDTH * _height_by_width(x) for x in row)) for row in rows]
@@ -69,6 +73,11 @@ def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) 
             _write_caption(figure, image, left, bottom - 0.05)
         bottom -= CAPTION + GAP
     return figure
+
+
+def name_without_font(index: int) -> str:
+    """What a class is called whose name the installed fonts lack characters of."""
+    return f"class {index}"
 
 
 def _kinds(images: Sequence[SeenImage]) -> list[str]:

@@ -27,7 +27,11 @@ MOST_CHARACTERS = 28  # of a class name in a picture
 MANY_BOXES = 40
 ROOM_FOR_LABELS = 0.25
 # Fonts with Chinese, Japanese and Korean letters, of which Matplotlib brings none.
-_EAST_ASIAN_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "SimHei")
+_EAST_ASIAN_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Droid Sans Fallback", "SimHei", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS",
+    "PingFang SC", "Hiragino Sans",
+)  # fmt: skip
 
 
 class Style(NamedTuple):
@@ -190,6 +194,18 @@ def save_figure(figure: Figure, path: str) -> None:
             f"{os.path.splitext(path)[0]}.png"
         )
     write_whole_file(path, lambda file: figure.savefig(file, dpi=DPI, format=file_type))
+
+
+def can_be_drawn(text: str) -> bool:
+    """Whether the installed fonts have all characters of a text, which are empty boxes if not."""
+    fonts = _characters_of_fonts()
+    return all(any(ord(x) in font for font in fonts) for x in text if not x.isspace())
+
+
+@cache
+def _characters_of_fonts() -> list[set[int]]:
+    paths = [font_manager.findfont(family) for family in _font_families()]
+    return [set(font_manager.get_font(path).get_charmap()) for path in paths]
 
 
 @cache
