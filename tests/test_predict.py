@@ -196,12 +196,16 @@ def test_detections_of_other_files_or_of_others_are_not_mixed(detector, tmp_path
     assert list((tmp_path / "images").iterdir()) == [third]
 
 
-def test_ids_of_another_run_do_not_stay(detector, tmp_path):
-    predict(detector, detector.files[0], "--output", tmp_path)
-    assert (tmp_path / "images.json").exists()
+def test_with_truth_the_ids_are_its_own(detector, tmp_path):
+    """Also after a run without."""
+    predict(detector, detector.files[1], "--output", tmp_path)
     truth = detector.folder / "truth.json"
-    predict(detector, detector.files[0], "--output", tmp_path, "--truth", truth)
-    assert not (tmp_path / "images.json").exists()
+    predict(detector, detector.files[1], "--output", tmp_path, "--truth", truth)
+    listed = json.loads((tmp_path / "images.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in listed["images"]] == [
+        (11, str(detector.files[1]))
+    ]
+    assert [(c["id"], c["name"]) for c in listed["categories"]] == [(3, "bee"), (7, "ant")]
 
 
 def test_videos(detector, tmp_path, looked_at):

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from small_detector import write_small_detector
 
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.data.formats import read_dataset
+from retinanet_plugin.data.planning.intake import Intake
 
 FIGURES = ("precision_recall", "f1", "calibration", "confusion_matrix")
 HOSTILE = ['<script>alert("1")</script>', "'\"><img src=x onerror=y>", "items", "$x_"]
@@ -67,11 +70,11 @@ def place(tmp_path):
     return tmp_path
 
 
-def report(place, *args):
+def report(place, *args, output="report"):
     given = args or ("--results", place / "results.json")
     common = ["--truth", place / "truth.json", "--images", place / "images"]
-    main(["report", *map(str, [*common, "--output", place / "report", *given])])
-    return json.loads((place / "report/report.json").read_text())
+    main(["report", *map(str, [*common, "--output", place / output, *given])])
+    return json.loads((place / output / "report.json").read_text())
 
 
 def test_the_page_asks_nothing_of_a_network_and_its_figures_lie_beside_it(place):
@@ -150,6 +153,79 @@ def test_without_pictures(place, capsys):
     assert "WARNING: the page lacks pictures" in capsys.readouterr().err
     assert not (place / "report/worst_images.png").exists()
     assert "Some pictures are not shown" in (place / "report/report.html").read_text()
+
+
+def test_the_folder_that_has_the_images_is_named(place):
+    (place / "images").rename(place / "0")
+    assert_fails(place, "--images .*images is no folder")
+    (place / "images").mkdir()
+    (place / "0").rename(place / "images/val")
+    assert_fails(place, r"images has no 0\.png, but .*images/val has: name that")
+    (place / "images/val/0.png").rename(place / "0.png")
+    assert_fails(place, rf"images has no 0\.png, but {place} has: name that")
+
+
+# ------------------------------------------------------------------ results of other images
+
+
+def test_what_is_written_beside_results_tells_other_images_and_categories(place):
+    described = {
+        "images": [{"id": 0, "file_name": "elsewhere/0.png"}, {"id": 7, "file_name": "7.png"}],
+        "categories": [{"id": 0, "name": "cat"}],
+    }
+    write(place / "images.json", described)
+    report(place, output="again")
+    described["images"][0]["file_name"] = "1.png"
+    write(place / "images.json", described)
+    assert_fails(place, "other ids than .*: the image 0 is 1.png in .*, and .*0.png in the truth")
+    described["images"][0]["file_name"] = str(place / "truth.json")  # here, and of another size
+    write(place / "images.json", described)
+    assert_fails(place, "the image 0 is .*truth.json in")
+    described["images"] = []
+    described["categories"] = [{"id": 1, "name": "cat"}]
+    write(place / "images.json", described)
+    assert_fails(place, "the category 1 is cat in .*, and dog in the truth")
+    (place / "images.json").rename(place / "coco_instances_truth.json")  # as after a training
+    assert_fails(place, "the category 1 is cat in")
+
+
+def test_no_image_of_a_plan_has_the_id_of_another_one(place):
+    """Results on the images of its training are none on those for validation."""
+    dataset = read_dataset(str(place / "truth.json"))
+    entries = Intake(dataset, dataset, []).write(str(place), "plan")
+    contents = [json.loads(Path(json_file).read_text()) for _, json_file, _ in entries]
+    assert [[image["id"] for image in x["images"]] for x in contents] == [[1, 2], [3, 4]]
+    assert {annotation["image_id"] for annotation in contents[1]["annotations"]} == {3, 4}
+
+
+def random_objects(num_images, seed):
+    """A box an image, and a detection of it, of no high score."""
+    truth = truth_of(("cat",), num_images, boxes=1)
+    corners = np.random.default_rng(seed).integers(0, (50, 30), (num_images, 2)).tolist()
+    for annotation, (x, y) in zip(truth["annotations"], corners):
+        annotation["bbox"] = [x, y, 30, 30]
+    return truth, [
+        {"image_id": i, "category_id": 0, "bbox": [x + 2, y, 30, 30], "score": 0.2}
+        for i, (x, y) in enumerate(corners)
+    ]
+
+
+@pytest.mark.parametrize("num_images", [10, 100])
+def test_detections_of_other_images_are_in_doubt(place, capsys, num_images):
+    truth, own = random_objects(num_images, 0)
+    _, others = random_objects(num_images, 1)
+    write(place / "truth.json", truth)
+    for results, is_in_doubt in ((own, False), (others, True)):
+        write(place / "results.json", results)
+        numbers = report(place, output=str(is_in_doubt))
+        assert ("other images with the same ids" in numbers["doubt"]) == is_in_doubt
+        assert ("WARNING: results.json: the det" in capsys.readouterr().err) == is_in_doubt
+
+
+def test_detections_outside_of_their_images_are_in_doubt(place):
+    beyond = {**RESULTS[0], "bbox": [70, 5, 30, 30]}
+    write(place / "results.json", [*RESULTS, beyond])
+    assert report(place)["doubt"].startswith("33% of the detections lie outside of their images")
 
 
 def test_from_weights(tmp_path):

@@ -207,7 +207,7 @@ def _write(
     if args.score_thresholds:
         drawn_score = 0.0  # what they left out is not here
     if "coco" in args.format:
-        write_coco(args.output, records, class_names, ids, args.truth)
+        write_coco(args.output, records, class_names, ids)
     if "yolo" in args.format:
         write_yolo(args.output, records, class_names)
     if "csv" in args.format:

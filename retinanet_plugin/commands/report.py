@@ -21,6 +21,7 @@ from ..report.detections.boxes import Detections, Truth, read_truth
 from ..report.detections.evaluation import evaluate
 from ..report.detections.page import write_report
 from ..report.detections.results_file import read_results, to_detections
+from ..report.detections.right_images import check_ids
 from ..whole_files import write_whole_file
 
 
@@ -43,17 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     _check_arguments(args)
     truth = read_truth(args.truth, args.images)
+    _check_images(args, truth)
     if args.results:
         names = _names_apart(args.results)
+        for path in args.results:
+            check_ids(path, truth, args.truth)
         detections = [read_results(*named, truth) for named in zip(args.results, names)]
     else:
         detections = [_detect(args, truth)]
     evaluations = [evaluate(detected, truth) for detected in detections]
     problems = write_report(args.output, truth, evaluations, os.path.basename(args.truth))
     for problem in problems:
-        say = "the page lacks pictures, correct --images if they are elsewhere"
-        print(f"WARNING: {say}: {problem}", file=sys.stderr)
+        print(f"WARNING: the page lacks pictures: {problem}", file=sys.stderr)
     for evaluation in evaluations:
+        if evaluation.doubt:
+            print(f"WARNING: {evaluation.detections.name}: {evaluation.doubt}", file=sys.stderr)
         ap = evaluation.coco.metrics["AP"]
         print(f"AP {100 * (ap or 0):.1f}  {evaluation.detections.name}")
     print(f"wrote {os.path.join(args.output, 'report.html')}")
@@ -76,6 +81,22 @@ def _check_arguments(args: argparse.Namespace) -> None:
         os.path.isdir(args.output) and not os.listdir(args.output)
     ):
         raise UserError(f"--output {args.output} exists: name a new folder, or delete it")
+
+
+def _check_images(args: argparse.Namespace, truth: Truth) -> None:
+    """
+    Raises:
+        UserError: there is no such folder, or the first image is in another one.
+    """
+    if not os.path.isdir(args.images):
+        raise UserError(f"--images {args.images} is no folder: name the one that has the images")
+    path = truth.images[0]["file_name"]
+    name = os.path.relpath(path, args.images)
+    inside = [entry.path for entry in os.scandir(args.images) if entry.is_dir()]
+    others = [os.path.dirname(os.path.abspath(args.images)), *sorted(inside)]
+    found = [other for other in others if os.path.isfile(os.path.join(other, name))]
+    if found and not os.path.exists(path):
+        raise UserError(f"--images {args.images} has no {name}, but {found[0]} has: name that")
 
 
 def _names_apart(paths: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ class Ids:
         """
         Args:
             truth: an annotation file in COCO's format; "": none.
-            class_names: of the model, K.
+            class_names: of the model, K; empty: those of the file in their order.
 
         Raises:
             UserError: the file cannot be read, or lacks a class of the model.
@@ -41,7 +41,7 @@ class Ids:
         self._image_ids = {image["file_name"]: image["image_id"] for image in coco.images}
         number_of = {name: coco.class_names.index(name) for name in coco.class_names}
         id_of = {class_id: category_id for category_id, class_id in coco.class_of.items()}
-        for class_id, name in enumerate(class_names):
+        for class_id, name in enumerate(class_names or coco.class_names):
             if name not in number_of:
                 raise UserError(
                     f"{truth} has no category {name!r}, which the model detects: give the "
@@ -65,6 +65,15 @@ class Ids:
         return self._known(record["path"]) if self._truth else number
 
     def category_id(self, class_id: int) -> int:
+        """
+        Raises:
+            UserError: the annotation file has fewer classes than weights that do not name theirs.
+        """
+        if self._truth and class_id not in self._category_ids:
+            raise UserError(
+                f"{self._truth} has {len(self._category_ids)} categories and the model detects "
+                "more: give the annotation file that goes with the weights"
+            )
         return self._category_ids[class_id] if self._truth else class_id + 1
 
     def _known(self, path: str) -> Any:
@@ -75,39 +84,37 @@ class Ids:
 
 
 def write_coco(
-    folder: str, records: Sequence[Record], class_names: Sequence[str], ids: Ids, truth: str
+    folder: str, records: Sequence[Record], class_names: Sequence[str], ids: Ids
 ) -> None:
-    """``predictions.json``, a list of COCO's results; without ``truth`` also ``images.json``, which
-    says what its ids of images and categories stand for."""
-    numbered = list(enumerate(records, 1))
+    """``predictions.json``, a list of COCO's results, and ``images.json``, which says what its ids
+    of images and categories stand for."""
+    image_ids = [ids.image_id(number, record) for number, record in enumerate(records, 1)]
     results = [
         {
-            "image_id": ids.image_id(number, record),
+            "image_id": image_id,
             **detection,
             "category_id": ids.category_id(detection["category_id"]),
         }
-        for number, record in numbered
+        for image_id, record in zip(image_ids, records)
         for detection in record["detections"]
     ]
-    described = os.path.join(folder, "images.json")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(described)  # of a run before, whose ids may be others
-    _write_json(os.path.join(folder, "predictions.json"), results)
-    if truth:
-        return
     images = [
         {
-            "id": number,
+            "id": image_id,
             "file_name": record["path"],
             "width": record["width"],
             "height": record["height"],
             **({} if record["frame"] is None else {"frame": record["frame"]}),
         }
-        for number, record in numbered
+        for image_id, record in zip(image_ids, records)
     ]
     classes = {detection["category_id"] for record in records for detection in record["detections"]}
     count = len(class_names) or max(classes, default=-1) + 1
-    categories = [{"id": i + 1, "name": name_of(i, class_names)} for i in range(count)]
+    categories = [{"id": ids.category_id(i), "name": name_of(i, class_names)} for i in range(count)]
+    described = os.path.join(folder, "images.json")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(described)  # of a run before, whose ids may be others
+    _write_json(os.path.join(folder, "predictions.json"), results)
     _write_json(described, {"images": images, "categories": categories})
 
 

@@ -79,7 +79,9 @@ def _to_coco(truth: CocoFile) -> dict[str, Any]:
     """
     id_of = {class_id: category_id for category_id, class_id in truth.class_of.items()}
     coco: dict[str, Any] = {
-        "images": [{"id": image["image_id"]} for image in truth.images],
+        "images": [
+            {"id": image["image_id"], "file_name": image["file_name"]} for image in truth.images
+        ],
         "categories": [
             {"id": id_of[class_id], "name": name} for class_id, name in enumerate(truth.class_names)
         ],

@@ -61,12 +61,12 @@ class AnnotatedImages:
         """The same classes, with some of the images."""
         return replace(self, images=images)
 
-    def to_coco(self) -> dict[str, Any]:
-        """COCO's format: ids from 1, ``file_name`` relative to :attr:`image_folder`."""
+    def to_coco(self, first_image_id: int = 1) -> dict[str, Any]:
+        """COCO's format: other ids from 1, ``file_name`` relative to :attr:`image_folder`."""
         folder = self.image_folder if self.images else ""
         id_of = {name: i for i, name in enumerate(self.class_names, 1)}
         annotations: list[dict[str, Any]] = []
-        for image_id, image in enumerate(self.images, 1):
+        for image_id, image in enumerate(self.images, first_image_id):
             for box in image.boxes:
                 width, height = box.x2 - box.x1, box.y2 - box.y1
                 annotations.append(
@@ -87,7 +87,7 @@ class AnnotatedImages:
                     "width": image.width,
                     "height": image.height,
                 }
-                for image_id, image in enumerate(self.images, 1)
+                for image_id, image in enumerate(self.images, first_image_id)
             ],
             "annotations": annotations,
             "categories": [{"id": i, "name": name} for name, i in id_of.items()],

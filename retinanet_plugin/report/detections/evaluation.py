@@ -11,6 +11,7 @@ from .coco_metrics import CocoMetrics, coco_metrics
 from .errors import KINDS, confusion_matrix, kinds_of_false_alarms
 from .matching import Matches
 from .overlaps import find_overlaps
+from .right_images import doubt
 from .scores import (
     GRID,
     Calibration,
@@ -36,6 +37,7 @@ class Evaluation:
     kinds: np.ndarray  # (D,), of false alarms: indices of ``KINDS``, or -1
     confusion_matrix: np.ndarray  # (K + 1, K + 1)
     samples: np.ndarray  # (B, K, 10), AP on resampled images
+    doubt: str  # whether the detections are of these images; "": there is none
 
     @property
     def is_shown(self) -> np.ndarray:
@@ -64,6 +66,7 @@ def evaluate(detections: Detections, truth: Truth, seed: int = 0) -> Evaluation:
         kinds=kinds_of_false_alarms(detections, truth, overlaps, matches),
         confusion_matrix=confusion_matrix(detections, truth, overlaps, score_thresh),
         samples=resampled_ap(detections, truth, at_all, draw_images(len(truth.images), seed=seed)),
+        doubt=doubt(detections, truth, matches),
     )
 
 
@@ -98,6 +101,7 @@ def to_json(evaluation: Evaluation, truth: Truth) -> dict[str, Any]:
     return {
         "detector": evaluation.detections.name,
         "num_detections": len(evaluation.detections),
+        "doubt": evaluation.doubt,
         "metrics": evaluation.coco.metrics,
         "intervals": {n: interval(x) for n, x in ap_samples(evaluation.samples).items()},
         "by_class": [
