@@ -59,5 +59,6 @@ def with_scale_jitter(
         cfg: its ``INPUT.SCALE_JITTER`` has the least and the largest scale, the largest of
             ``INPUT.MIN_SIZE_TRAIN`` is the edge of the squares.
     """
-    jitter = ScaleJitter(*cfg.INPUT.SCALE_JITTER, max(cfg.INPUT.MIN_SIZE_TRAIN))
+    low, high = cfg.INPUT.SCALE_JITTER
+    jitter = ScaleJitter(low, high, edge=max(cfg.INPUT.MIN_SIZE_TRAIN))
     return [jitter if isinstance(x, T.ResizeShortestEdge) else x for x in augmentations]
