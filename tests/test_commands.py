@@ -11,7 +11,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.commands.compare_losses import ROWS, _Experiment
+from retinanet_plugin.commands.compare_losses import ROWS
+from retinanet_plugin.commands.one_trial import changed_values
 from retinanet_plugin.config import load_config
 
 COMPARE = str(ROOT / "configs/digits/compare_losses.yaml")
@@ -63,23 +64,24 @@ def test_without_opencv_the_other_commands_run(clean_env):
 
 def test_compare_losses_continues_and_takes_the_best_learning_rate(data_opts, tmp_path, capsys):
     """With the results of all runs there, nothing is trained and the table is written."""
-    experiment = _Experiment(load_config(COMPARE, data_opts), jobs=1)
-    for i, row in enumerate(ROWS):
-        for lr, seed, ap in ((0.1, 1, 10.0 + i), (0.2, 1, 5.0), (0.1, 2, 14.0 + i)):
-            run = (row, lr, seed)
-            result = {"AP": ap, "AP50": 2 * ap, "config": experiment.config(run).dump()}
-            folder = tmp_path / experiment.folder(run)
-            folder.mkdir()
-            (folder / "result.json").write_text(json.dumps(result))
-    arguments = ["--learning-rates", "0.2", "0.1", "--seeds", "1", "2", "--opts", *data_opts]
+    lines = []
+    for i, (row, (_, keys)) in enumerate(ROWS.items()):
+        for lr, seed, ap in ((0.1, 1, 5.0), (0.2, 1, 10.0 + i), (0.4, 1, 6.0), (0.2, 2, 14.0 + i)):
+            cfg = load_config(COMPARE, [*data_opts, *map(str, keys)])
+            cfg.SOLVER.BASE_LR, cfg.SEED = lr, seed
+            scores = {"AP": ap, "AP50": 2 * ap}
+            config = changed_values(cfg)
+            lines.append({"row": row, "lr": lr, "seed": seed, "scores": scores, "config": config})
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    arguments = ["--seeds", "1", "2", "--opts", *data_opts]
     main(["compare-losses", "--config-file", COMPARE, *arguments])
-    assert "16 of 16 runs are there, 0 to go" in capsys.readouterr().out
+    assert "32 trainings are there, at least 0 to go" in capsys.readouterr().out
     table = (tmp_path / "results.md").read_text().splitlines()
     assert len(table) == 2 + len(ROWS)
-    assert table[2] == "| CE, prior 0.5 | 0.1 | 12.0 (10.0 to 14.0) | 24.0 | diverges |"
+    assert table[2] == "| CE, prior 0.5 | 0.2 | 2 | 12.0 (10.0 to 14.0) | 24.0 | diverges |"
     assert (tmp_path / "results.png").stat().st_size > 0
 
-    with pytest.raises(SystemExit, match=r"result\.json is of another config"):
+    with pytest.raises(SystemExit, match=r"results\.jsonl has .* of another config"):
         main(["compare-losses", "--config-file", COMPARE, *arguments, "SOLVER.MAX_ITER", "7"])
 
 

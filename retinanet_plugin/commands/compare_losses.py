@@ -1,38 +1,29 @@
 """Compare classification losses in small, as the paper's tables 1a, 1b and 1d do at full size.
 
-Every loss is trained from the same seeds with the same budget. Each has the same choice of
-learning rates: the best one for the first seed is used for the others. Finished runs are kept, and
-a call that was stopped goes on where it was. Writes results.md and results.png.
+Every loss is trained from the same seeds with the same budget. For the first seed each tries the
+same learning rates, and further ones until the best is neither the smallest nor the largest; the
+other seeds take the best. Finished runs are kept in results.jsonl, and a call that was stopped goes
+on where it was. Writes results.md and results.png.
 """
 
 import argparse
-import contextlib
-import itertools
-import json
 import math
-import multiprocessing
 import os
 import statistics
-import time
 from typing import Any
 
-import matplotlib
-import torch
-from detectron2.config import CfgNode
-from detectron2.utils.env import seed_all_rng
-
-from ..data.annotations.coco_json import register_coco_json
 from ..data.checks import check_datasets, check_evaluator_type
-from ..engine import Trainer, check_weights, check_weights_fit
+from ..engine import check_weights, check_weights_fit
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.output_dir import check_output_dir
 from ..errors import UserError
 from ..weights.building import check_model
+from ..whole_files import write_whole_file
 from .arguments import add_config_arguments, natural_number, positive_number, read_config
+from .trial_plot import mean_and_range, plot_scores
+from .trials import Row, Trials
 
 _RETINANET = "MODEL.RETINANET."
-_Run = tuple[str, float, int]  # a key of ROWS, learning rate, seed
-_Scores = dict[str, Any]  # "AP" and "AP50" in percent; of a finished run also its "config"
 
 
 def _loss(name: str, **more: float) -> list[Any]:
@@ -59,10 +50,15 @@ ROWS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
-        "--learning-rates", type=float, nargs="+", default=[0.05, 0.1], metavar="LR"
-    )
+        "--learning-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], metavar="LR",
+        help="each row tries these first (default: 0.1 0.2 0.4)",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=natural_number, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=positive_number, default=1, help="at a time (default: 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf,
+        help="end after so many; the same command goes on (default: when all is done)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,140 +71,41 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"DATASETS.TEST is {cfg.DATASETS.TEST}: name one data set in COCO's format")
     check_weights(cfg.MODEL.WEIGHTS)
     check_weights_fit(cfg, model, None, eval_only=False)
-    experiment = _Experiment(cfg, args.jobs)
-    first, *others = args.seeds
-    tried = experiment.train_all(list(itertools.product(ROWS, args.learning_rates, [first])))
-    best = {}
-    for row in ROWS:
-        ap_of = {lr: tried[row, lr, first]["AP"] for lr in args.learning_rates}
-        best[row] = max(ap_of, key=ap_of.__getitem__)
-    repeated = experiment.train_all([(row, best[row], seed) for row in ROWS for seed in others])
-    results = {**tried, **repeated}
-    scores = {row: [results[row, best[row], seed] for seed in args.seeds] for row in ROWS}
-    _write_table(scores, best, os.path.join(cfg.OUTPUT_DIR, "results.md"))
-    _write_plot(scores, os.path.join(cfg.OUTPUT_DIR, "results.png"))
+    rows = {}
+    for name, (_, keys) in ROWS.items():
+        row = cfg.clone()
+        row.merge_from_list(keys)
+        rows[name] = Row(row, sorted(set(args.learning_rates)))
+    trials = Trials(rows, args.seeds, os.path.join(cfg.OUTPUT_DIR, "results.jsonl"))
+    trials.run(args.jobs, args.seconds)
+    _write_table(trials, os.path.join(cfg.OUTPUT_DIR, "results.md"))
+    plot_scores(
+        {cfg.DATASETS.TEST[0]: {row: _scores(trials, row, "AP") for row in ROWS}},
+        os.path.join(cfg.OUTPUT_DIR, "results.png"),
+    )
     print(f"wrote results.md and results.png: {cfg.OUTPUT_DIR}")
 
 
-class _Experiment:
-    """Runs (row, learning rate, seed), each in a process and a folder of its own."""
-
-    def __init__(self, cfg: CfgNode, jobs: int) -> None:
-        self.cfg = cfg
-        self.jobs = jobs
-
-    def train_all(self, runs: list[_Run]) -> dict[_Run, _Scores]:
-        """Metrics ``{"AP": ..., "AP50": ...}`` of every run, in percent."""
-        results, pending = {}, []
-        for r in runs:
-            path = os.path.join(self.folder(r), "result.json")
-            if not os.path.isfile(path):
-                pending.append(r)
-                continue
-            with open(path) as f:
-                results[r] = json.load(f)
-            if results[r]["config"] != self.config(r).dump():
-                raise UserError(
-                    f"{path} is of another config: delete its folder, or choose another OUTPUT_DIR"
-                )
-        print(f"{len(results)} of {len(runs)} runs are there, {len(pending)} to go", flush=True)
-        if not pending:
-            return results
-        start = time.time()
-        # A process a run: Detectron2's loggers and writers end with it.
-        with multiprocessing.get_context("spawn").Pool(self.jobs, maxtasksperchild=1) as pool:
-            for done, (r, result) in enumerate(pool.imap_unordered(self._train, pending), 1):
-                results[r] = result
-                left = (time.time() - start) / done * (len(pending) - done) / 60
-                row, lr, seed = r
-                print(
-                    f"[{done}/{len(pending)}] {row}, lr {lr}, seed {seed}: AP {result['AP']:.1f}, "
-                    f"about {left:.0f} minutes left",
-                    flush=True,
-                )
-        return results
-
-    def folder(self, r: _Run) -> str:
-        row, lr, seed = r
-        name = "".join(c if c.isalnum() or c == "." else "_" for c in row)
-        return os.path.join(self.cfg.OUTPUT_DIR, f"{name}_lr_{lr}_seed_{seed}")
-
-    def config(self, r: _Run) -> CfgNode:
-        row, lr, seed = r
-        cfg = self.cfg.clone()
-        cfg.merge_from_list(ROWS[row][1])
-        cfg.SEED, cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR = seed, lr, self.folder(r)
-        # A process of a pool may have no children of its own.
-        cfg.DATALOADER.NUM_WORKERS = 0
-        return cfg
-
-    def _train(self, r: _Run) -> tuple[_Run, _Scores]:
-        cfg = self.config(r)
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.jobs))
-        register_coco_json(cfg.DATASETS.COCO_JSON)
-        log_file = os.path.join(cfg.OUTPUT_DIR, "log.txt")
-        with open(log_file, "w") as log, contextlib.redirect_stdout(log):
-            result = {**_train_and_evaluate(cfg), "config": cfg.dump()}
-        with open(os.path.join(cfg.OUTPUT_DIR, "result.json"), "w") as f:
-            json.dump(result, f)
-        return r, result
+def _scores(trials: Trials, row: str, name: str) -> list[float]:
+    best = trials.best(row)
+    return [scores[name] for scores in best[2]] if best else []
 
 
-def _train_and_evaluate(cfg: CfgNode) -> _Scores:
-    seed_all_rng(cfg.SEED)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    try:
-        trainer.train()
-    except FloatingPointError as error:
-        print(error)  # a diverged run is a result, too
-        return {"AP": 0.0, "AP50": 0.0}
-    metrics = trainer.storage.latest()
-    # COCOEvaluator gives NaN where a model detects nothing.
-    return {name: _or_zero(metrics[f"bbox/{name}"][0]) for name in ("AP", "AP50")}
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
-def _write_table(scores: dict[str, list[_Scores]], best: dict[str, float], path: str) -> None:
+def _write_table(trials: Trials, path: str) -> None:
     """Mean and range over the seeds of every row, as Markdown."""
-    seeds = len(next(iter(scores.values())))
     lines = [
-        f"| loss | learning rate | AP, mean of {seeds} seeds (range) | AP50, mean | paper's AP |",
-        "|---|---|---|---|---|",
+        "| loss | learning rate | seeds | AP, mean (range) | AP50, mean | paper's AP |",
+        "|---|---|---|---|---|---|",
     ]
-    for row, runs in scores.items():
-        ap = [r["AP"] for r in runs]
-        ap50 = statistics.mean(r["AP50"] for r in runs)
-        lines.append(
-            f"| {row} | {best[row]} | {statistics.mean(ap):.1f} ({min(ap):.1f} to {max(ap):.1f}) "
-            f"| {ap50:.1f} | {ROWS[row][0]} |"
-        )
+    for row, (papers, _) in ROWS.items():
+        best = trials.best(row)
+        if best is None:
+            continue
+        lr, is_inside, scores = best
+        rate = f"{lr:g}" if is_inside else f"{lr:g} (none beyond it was tried)"
+        ap50 = statistics.mean(_scores(trials, row, "AP50"))
+        aps = mean_and_range(_scores(trials, row, "AP"))
+        lines.append(f"| {row} | {rate} | {len(scores)} | {aps} | {ap50:.1f} | {papers} |")
     text = "\n".join(lines) + "\n"
-    with open(path, "w") as f:
-        f.write(text)
+    write_whole_file(path, lambda file: file.write(text.encode()))
     print(text)
-
-
-def _write_plot(scores: dict[str, list[_Scores]], path: str) -> None:
-    """Every seed a dot, the mean a line."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 0.45 * len(scores) + 1.2))
-    for y, runs in enumerate(scores.values()):
-        ap = [r["AP"] for r in runs]
-        axis.plot([min(ap), max(ap)], [y, y], color="0.7", linewidth=3, zorder=1)
-        axis.scatter(ap, [y] * len(ap), color="tab:blue", zorder=2)
-        axis.scatter([statistics.mean(ap)], [y], color="black", marker="|", s=250, zorder=3)
-    axis.set_yticks(range(len(scores)))
-    axis.set_yticklabels(list(scores))
-    axis.invert_yaxis()
-    axis.set_xlabel("AP on the val set (dots: seeds, bar: range, tick: mean)")
-    axis.grid(axis="x", alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
