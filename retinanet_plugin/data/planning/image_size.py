@@ -92,7 +92,8 @@ def _wanted(native: float, small: float) -> dict[str, float]:
     edge = native * WANTED_SIDE / small
     if edge > WANTED_EDGE:
         return {f"the smaller objects then have {WANTED_SIDE} pixels": edge}
-    return {"objects are seen well with less, but what tells them apart is smaller": float(WANTED_EDGE)}
+    reason = "objects are seen well with less, but what tells them apart is smaller"
+    return {reason: float(WANTED_EDGE)}
 
 
 def small_side(facts: DatasetFacts) -> float:
