@@ -22,6 +22,7 @@ from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.digits import write_digits
+from retinanet_plugin.engine.console_log import for_the_log
 from retinanet_plugin.execution.cpu_conv import context, winograd
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,8 @@ def _own_log():
     logger.setLevel(level)
     setup_logger.cache_clear()  # or it would not set up the next test's
     d2_logger._LOG_COUNTER.clear()  # what is said once in a process is said once in a test
+    for_the_log.setTarget(None)  # or what is said next would go to this test's log.txt
+    for_the_log.buffer.clear()
 
 
 NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"

@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 from retinanet_plugin.engine import Trainer, set_up
 from retinanet_plugin.engine.checks.startup_log import log_on_console
-from retinanet_plugin.engine.console_log import for_the_log, keep_warnings_off_the_console
+from retinanet_plugin.engine.console_log import keep_warnings_off_the_console
 from retinanet_plugin.engine.failures.writers import DispensableWriter
 
 ARGS = argparse.Namespace(config_file="", eval_only=False)
@@ -23,8 +23,7 @@ ARGS = argparse.Namespace(config_file="", eval_only=False)
 @pytest.fixture
 def log(instant_cfg, tmp_path):
     """``log()`` is the text of log.txt; the console is that of a run of ``instant_cfg``."""
-    yield lambda: (tmp_path / "log.txt").read_text()
-    for_the_log.setTarget(None)
+    return lambda: (tmp_path / "log.txt").read_text()
 
 
 def test_the_console_is_a_page_and_the_log_has_all(instant_cfg, log, capsys):
