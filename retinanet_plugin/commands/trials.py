@@ -138,7 +138,7 @@ class Trials:
         if not rates:
             return None
         lr = best_rate(rates, first, aps)
-        scores = [self.results[row, lr, seed] for seed in self.seeds if (lr, seed) in aps]
+        scores = [self.results[Trial(row, lr, seed)] for seed in self.seeds if (lr, seed) in aps]
         return lr, not is_at_an_end(lr, rates), scores
 
     def config(self, trial: Trial) -> CfgNode:
