@@ -74,12 +74,17 @@ def log_scalar(name: str, compute: Callable[[], Tensor], device: torch.device) -
         events.get_event_storage().put_scalar(name, float(compute()))
 
 
-def coco_evaluator(dataset_name: str, output_dir: str, detections_per_image: int) -> COCOEvaluator:
+def coco_evaluator(
+    dataset_name: str,
+    output_dir: str,
+    detections_per_image: int,
+    evaluator_type: type[COCOEvaluator] = COCOEvaluator,
+) -> COCOEvaluator:
     """Detectron2's ``COCOEvaluator`` for boxes, which counts as many detections as the model keeps.
 
     The compiled evaluation is used where Detectron2 was compiled; 0.6 does not look itself.
     """
-    return COCOEvaluator(
+    return evaluator_type(
         dataset_name,
         ("bbox",),
         output_dir=output_dir,

@@ -47,7 +47,15 @@ def coco_evaluator(dataset_name: str, output_dir: str, detections_per_image: int
         thing_classes=truth.class_names,
         thing_dataset_id_to_contiguous_id=truth.class_of,
     )
-    return compat.coco_evaluator(name, output_dir, detections_per_image)
+    return compat.coco_evaluator(name, output_dir, detections_per_image, _evaluator_type())
+
+
+def _evaluator_type() -> type[COCOEvaluator]:
+    try:
+        from .box_evaluator import BoxEvaluator
+    except ImportError:  # of faster-coco-eval, which Detectron2 does not bring
+        return COCOEvaluator
+    return BoxEvaluator
 
 
 def _read_truth(name: str) -> CocoFile:
