@@ -13,6 +13,7 @@ from detectron2.utils.env import seed_all_rng
 
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands import browse
+from retinanet_plugin.commands.arguments import shown_path
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.report.contact_sheet import STYLES, draw_contact_sheet
 from retinanet_plugin.report.seen_images import SeenImage, seen_images
@@ -229,3 +230,11 @@ def test_mistakes_are_one_sentence(options, more, message, tmp_path):
     with pytest.raises(SystemExit, match=rf"error: .*{message}"):
         main(["browse", "--config-file", CONFIG, *flags, "--opts", *opts])
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_paths_are_shown_from_where_one_is(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert shown_path(str(tmp_path / "here/a/b.png")) == "a/b.png"
+    assert shown_path(str(tmp_path / "b.png")) == str(tmp_path / "b.png")
+    assert shown_path("a.png") == "a.png"

@@ -25,7 +25,7 @@ from ..report.drawing import save_figure
 from ..report.tables import facts as fact_lines
 from ..weights.building import check_model
 from ..whole_files import write_whole_file
-from .arguments import add_config_arguments, positive_number, read_config
+from .arguments import add_config_arguments, positive_number, read_config, shown_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     sets = [("now", fit.before), ("proposed", fit.after)][: 1 + is_new]
     save_figure(draw_reach(boxes.corners, sets), picture)
     if not is_new:
-        print(f"\nno better anchors were found, these stay; drew {picture}")
+        print(f"\nno better anchors were found, these stay; drew {shown_path(picture)}")
         return
     write_whole_file(output, lambda file: file.write(_yaml(cfg, fit, args, output).encode()))
     # The old anchors, if options gave them, would come after the new file.
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
         for text in (key, value)
     ]
     options = f" --opts {shlex.join(others)}" if others else ""
-    print(f"\nwrote {output}, and {picture}; to train with these anchors:")
+    output = shown_path(output)
+    print(f"\nwrote {output}, and {shown_path(picture)}; to train with these anchors:")
     print(f"  python train_net.py --config-file {shlex.quote(output)}{options}")
 
 
