@@ -9,10 +9,12 @@ from conftest import ROOT
 from detectron2 import layers
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from torchvision.models.detection import retinanet_resnet50_fpn_v2
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.config import load_config
 from retinanet_plugin.engine.checks.config_checks import config_errors
+from retinanet_plugin.foreign_weights.torchvision_retinanet import from_torchvision
 
 # 0.6 gives a group norm in RetinaNet's head one channel, which it refuses; mended in main.
 STOCK_HAS_GROUP_NORM = hasattr(layers, "move_device_like")
@@ -51,7 +53,7 @@ def test_every_config_builds(path):
     model = build_on_meta(cfg)
     assert type(model).__name__ == "ModularRetinaNet"
 
-    # Every weight has Detectron2's name and shape, but for the average that only this package has.
+    # Every weight has Detectron2's name and shape, but for those that only this package has.
     is_resnet = cfg.MODEL.FPN.BOTTOM_UP == "build_resnet_backbone"
     if is_resnet and (cfg.MODEL.RETINANET.NORM != "GN" or STOCK_HAS_GROUP_NORM):
         stock = cfg.clone()
@@ -59,7 +61,8 @@ def test_every_config_builds(path):
         if cfg.MODEL.FPN.TOP_BLOCK_IN_FEATURE == "res5":  # all that Detectron2's builder knows
             stock.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
         expected = shapes_of(build_on_meta(stock))
-        assert shapes_of(model) == {**expected, "loss_normalizer": ()}
+        scales = {"head.box_scales": (5,)} if cfg.MODEL.RETINANET.BOX_SCALES else {}
+        assert shapes_of(model) == {**expected, **scales, "loss_normalizer": ()}
 
     # The anchors and classes that the config names are what the head predicts for.
     sizes, ratios = (len(cfg.MODEL.ANCHOR_GENERATOR[key][0]) for key in ("SIZES", "ASPECT_RATIOS"))
@@ -142,6 +145,15 @@ def test_coco_configs_equal_detectron2s_own_files(name):
         "MODEL.META_ARCHITECTURE",
         "MODEL.BACKBONE.NAME",
     }
+
+
+def test_torchvisions_second_version():
+    """What its weights are imported with is what the config trains with."""
+    weights = retinanet_resnet50_fpn_v2(weights_backbone=None).state_dict()
+    imported = from_torchvision({"model": weights}, (), "its state dict").settings
+    config = ROOT / "configs/modern/torchvision_retinanet_resnet50_fpn_v2.yaml"
+    cfg = dict(flatten(load_config(str(config))))
+    assert {key: cfg[key] for key in imported} == imported
 
 
 def test_pascal_voc_config():
