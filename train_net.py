@@ -3,6 +3,10 @@
 
 python train_net.py --config-file configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml \\
     --num-gpus 8 --opts OUTPUT_DIR output/r50
+
+The same options go with torchrun, which starts the processes and, after a failure, anew:
+
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 train_net.py --config-file ...
 """
 
 import argparse
@@ -18,7 +22,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 with warnings.catch_warnings():
     # While Detectron2 is imported: it uses what PyTorch calls old, which nobody here can mend.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-    from detectron2.engine import launch
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
@@ -27,8 +30,9 @@ from retinanet_plugin.engine import (
     Trainer,
     argument_parser,
     check_before_training,
-    in_its_own_words,
+    goes_on_after_restart,
     keep_console_readable,
+    launch,
     log_end,
     missed_results_in_words,
     one_sentence_errors,
@@ -61,17 +65,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def run(argv: Sequence[str] | None = None) -> None:
     """Check everything that can be checked, then launch :func:`main`."""
     keep_console_readable()
-    args = argument_parser().parse_args(argv)
+
+    def prepare() -> argparse.Namespace:
+        args = argument_parser().parse_args(argv)
+        cfg = setup_config(args)
+        args.resume = args.resume or goes_on_after_restart(cfg)
+        check_before_training(cfg, args)
+        return args
+
     with one_sentence_errors(), stop_signals():
-        check_before_training(setup_config(args), args)
-        launch(
-            in_its_own_words,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        launch(main, prepare)
 
 
 if __name__ == "__main__":

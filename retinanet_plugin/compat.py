@@ -8,8 +8,8 @@ from detectron2 import layers
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import ImageList
-from detectron2.utils import events
-from torch import Tensor
+from detectron2.utils import comm, events
+from torch import Tensor, distributed
 
 # move_device_like came soon after 0.6.
 _SORTS_SCORES = not hasattr(layers, "move_device_like")
@@ -72,6 +72,21 @@ def log_scalar(name: str, compute: Callable[[], Tensor], device: torch.device) -
         return
     if device.type == "cpu" or (iteration + 1) % _LOG_PERIOD == 0:
         events.get_event_storage().put_scalar(name, float(compute()))
+
+
+def create_local_process_group(num_local: int) -> None:
+    """Tell Detectron2 which of the processes, ``num_local`` on each machine, are on this one.
+
+    0.6 has no function for it: its ``launch`` sets the variable.
+    """
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(num_local)
+        return
+    for first in range(0, comm.get_world_size(), num_local):
+        ranks = list(range(first, first + num_local))
+        group = distributed.new_group(ranks)  # which all processes have to make
+        if comm.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
 
 
 def coco_evaluator(

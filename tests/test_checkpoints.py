@@ -198,7 +198,7 @@ def test_interrupted_while_writing(output):
 def test_what_killed_runs_left_is_removed_when_training_starts(checkpointer, output):
     checkpointer.save("model_0000001", iteration=1)
     (output / "model_0000003.pth.4711.tmp").write_bytes(b"half of it")
-    prepare_output_dir(str(output), resumed=True)
+    prepare_output_dir(str(output), start_iter=1)
     assert names_in(output) == ["last_checkpoint", "model_0000001.pth"]
 
 
@@ -376,7 +376,7 @@ def test_an_earlier_training_is_set_aside(checkpointer, output, caplog):
         print(f"training {number}", file=metrics, flush=True)
         (output / f"events.out.tfevents.{number}.host.1.0").touch()
         (output / f"events.out.tfevents.{number}.host.{os.getpid()}.0").touch()  # in use
-        prepare_output_dir(str(output), resumed=False)
+        prepare_output_dir(str(output), start_iter=0)
         aside = output / f"earlier-{number}"
         curves = f"events.out.tfevents.{number}.host.1.0"
         assert names_in(aside) == [curves, "last_checkpoint", "metrics.json", "model_0000001.pth"]

@@ -333,7 +333,6 @@ def test_what_does_not_fit_is_refused_in_a_sentence(place, value, words):
     ("place", "value", "word"),
     [
         ("data.annotations", "y", "the annotations of coins are not those"),
-        ("num_processes", 4, "1 processes and goes on with 4"),
         ("images_per_batch", 4, "goes on with 4"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data import samplers as stock_samplers
+from detectron2.utils import comm
 
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.data.loading.fingerprint import fingerprint
@@ -90,6 +91,34 @@ def test_workers_change_nothing(cfg, is_grouped):
     whole = batches(cfg, 12)
     cfg.DATALOADER.NUM_WORKERS = 4
     assert batches(cfg, 9, start=3) == whole[3:]
+
+
+@pytest.mark.parametrize("is_grouped", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_any_number_of_processes_go_on_with_the_batches_of_those_that_began(
+    cfg, sampler, is_grouped, monkeypatch
+):
+    """Each process begins as a process of Detectron2's; together they have the same batches."""
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.ASPECT_RATIO_GROUPING = sampler, is_grouped
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: np.random.randint(2**31))
+
+    def of_processes(num, num_began, start=0):
+        monkeypatch.setattr(comm, "get_world_size", lambda: num)
+        parts = []
+        for rank in range(num):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            loader = TrainingLoader(cfg, augmented)
+            loader.seed, loader.start, loader.num_streams = 5, start, num_began
+            parts.append(list(itertools.islice(loader, 12)))
+        return [sum(batch, []) for batch in zip(*parts)]
+
+    two = of_processes(2, 2)
+    for num in (1, 4):
+        assert of_processes(num, 2) == two
+        cfg.DATALOADER.NUM_WORKERS = 3
+        assert of_processes(num, 2, start=7)[:5] == two[7:]
+        cfg.DATALOADER.NUM_WORKERS = 0
 
 
 def test_each_image_of_an_epoch_is_augmented_in_its_own_way(cfg):

@@ -6,9 +6,10 @@ from .checks.startup_checks import (
     check_weights,
     check_weights_fit,
 )
-from .command_line import argument_parser, set_up, setup_config
+from .command_line import argument_parser, goes_on_after_restart, set_up, setup_config
 from .ending import log_end, missed_results_in_words
-from .failures.console import in_its_own_words, keep_console_readable, one_sentence_errors
+from .failures.console import keep_console_readable, one_sentence_errors
+from .launching import launch
 from .signals import stop_signals
 from .trainer import Trainer
 
@@ -19,8 +20,9 @@ __all__ = [
     "check_before_training",
     "check_weights",
     "check_weights_fit",
-    "in_its_own_words",
+    "goes_on_after_restart",
     "keep_console_readable",
+    "launch",
     "log_end",
     "missed_results_in_words",
     "one_sentence_errors",

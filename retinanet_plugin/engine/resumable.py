@@ -17,6 +17,8 @@ from detectron2.utils.events import EventWriter
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
+from ..errors import UserError
+from .accumulation import build_step
 from .checkpoints.usable_state import usable_state
 from .failures.writers import DispensableWriter
 from .resume import (
@@ -26,6 +28,7 @@ from .resume import (
     fitted_optimizer_state,
     say_changed_values,
 )
+from .scaling import scaled_config
 from .signals import Stopped, after_the_step, at_once, has_arrived
 
 logger = logging.getLogger("detectron2.resume")
@@ -53,7 +56,20 @@ class ResumableTrainer(DefaultTrainer):
         self._num_trained = 0  # iterations that are complete
         self.iter: int
         self.checkpointer: DetectionCheckpointer
-        super().__init__(cfg)
+        TrainerBase.__init__(self)
+        # As DefaultTrainer does, whose processes are on GPUs and compute a batch at once.
+        cfg = scaled_config(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        self._trainer = build_step(cfg, model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
@@ -116,6 +132,7 @@ class ResumableTrainer(DefaultTrainer):
             if type(saved["seed"]) is not int:
                 raise ValueError(f"its seed is {saved['seed']!r}")
             self.seed = saved["seed"]
+            self._keep_order(saved, now, path)
         lacking = [what for key, what in _STATES.items() if key not in state_dict]
         if lacking:
             logger.warning(
@@ -192,6 +209,21 @@ class ResumableTrainer(DefaultTrainer):
         return describe_run(
             self.cfg, self.seed, self.checkpointer.model, self.optimizer, self.data_loader
         )
+
+    def _keep_order(self, saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
+        batch, processes = saved["images_per_batch"], saved["num_processes"]
+        if batch != now["images_per_batch"]:
+            if self.cfg.SOLVER.REFERENCE_WORLD_SIZE:
+                raise UserError(
+                    f"{path} is of a training with {processes} processes, with another number of "
+                    "which SOLVER.REFERENCE_WORLD_SIZE makes batch and schedule others: go on with "
+                    f"{processes} processes, or set SOLVER.REFERENCE_WORLD_SIZE 0 and the values "
+                    "that the training began with"
+                )
+        elif isinstance(self.data_loader, TrainingLoader):
+            if batch % processes:
+                raise ValueError(f"{processes} processes do not share {batch} images")
+            self.data_loader.num_streams = processes
 
     def _load_optimizer(self, saved: dict[str, Any], names: list[str] | None, path: str) -> None:
         model, now = self.checkpointer.model, self._trainer.state_dict()

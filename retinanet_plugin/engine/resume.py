@@ -31,15 +31,17 @@ def describe_run(
         dict: ``seed``; ``data``, see
         :func:`retinanet_plugin.data.loading.fingerprint.fingerprint`, None for the loader of
         somebody else; ``optimizer``, its type; ``parameters``, the names of what it trains, in its
-        order; ``shapes`` of all parameters by name; ``num_processes`` and ``images_per_batch``.
+        order; ``shapes`` of all parameters by name; ``num_processes``, of the order of the data;
+        and ``images_per_batch``.
     """
+    has_order = isinstance(loader, TrainingLoader)
     return {
         "seed": seed,
-        "data": loader.images.fingerprint if isinstance(loader, TrainingLoader) else None,
+        "data": loader.images.fingerprint if has_order else None,
         "optimizer": _optimizer_name(optimizer),
         "parameters": trained_parameters(model, optimizer),
         "shapes": {name: list(x.shape) for name, x in model.named_parameters()},
-        "num_processes": comm.get_world_size(),
+        "num_processes": loader.num_streams if has_order else comm.get_world_size(),
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
     }
 
@@ -62,15 +64,17 @@ def check_run(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
         )
     if saved["data"] and now["data"]:
         _check_data(saved["data"], now["data"], path)
-    for key, what in (
-        ("num_processes", "processes"),
-        ("images_per_batch", "images in a batch (SOLVER.IMS_PER_BATCH)"),
-    ):
-        if saved[key] != now[key]:
-            logger.warning(
-                f"the training had {saved[key]} {what} and goes on with {now[key]}: from here on "
-                "the images come in another order than without the interruption"
-            )
+    before, batch = saved["images_per_batch"], now["images_per_batch"]
+    if before != batch:
+        logger.warning(
+            f"the training had {before} images in a batch (SOLVER.IMS_PER_BATCH) and goes on with "
+            f"{batch}: from here on the images come in another order than without the interruption"
+        )
+    elif saved["num_processes"] != now["num_processes"]:
+        logger.info(
+            f"the training began with {saved['num_processes']} processes and goes on with "
+            f"{now['num_processes']}: its batches stay the same"
+        )
 
 
 def fitted_optimizer_state(

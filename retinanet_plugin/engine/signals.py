@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-from detectron2.utils import comm
+from .torchrun import is_first_process, others_failed
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 # Processes that were launched together get a signal from the launching one and from others too.
 _SAME_S = 2.0
+# Longer than torchrun takes to end the processes beside one that has failed.
+_ENDED_S = 3.0
 
 
 class Stopped(SystemExit):
@@ -90,7 +92,9 @@ def stop_signals() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        if not _end_processes(stopped.number) and comm.is_main_process():
+        is_launcher = _end_processes(stopped.number)
+        # torchrun ends the others with a signal when a process has failed, which is told by then.
+        if not is_launcher and is_first_process() and not others_failed():
             name = signal.Signals(stopped.number).name
             print(f"stopped by {name}: {stopped.how_to_go_on}", file=sys.stderr, flush=True)
         raise
@@ -113,6 +117,19 @@ def at_once() -> AbstractContextManager[None]:
 def has_arrived() -> int | None:
     """The number of the signal that is to end this process."""
     return _signals.arrived
+
+
+def wait_to_be_ended() -> bool:
+    """Leave a process that has failed before this one the time to be noticed and told of first.
+
+    Returns:
+        bool: whether a signal is to end this process, as it is if others saw to the failure.
+    """
+    end = time.monotonic() + _ENDED_S
+    with after_the_step():
+        while time.monotonic() < end and _signals.arrived is None:
+            time.sleep(0.05)
+    return _signals.arrived is not None
 
 
 def _end_processes(number: int) -> bool:

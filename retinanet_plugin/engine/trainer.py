@@ -31,6 +31,7 @@ from .checkpoints.earlier_checkpoints import (
     prepare_output_dir,
     refuse_weights_of_earlier_training,
 )
+from .command_line import note_training
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
 from .optimizer import build_optimizer
@@ -134,7 +135,8 @@ class Trainer(ResumableTrainer):
             missed_results_in_words(self.cfg, lambda: self._last_eval_results),
         ):
             if comm.is_main_process():
-                prepare_output_dir(self.cfg.OUTPUT_DIR, resumed=self.start_iter > 0)
+                prepare_output_dir(self.cfg.OUTPUT_DIR, self.start_iter)
+                note_training(self.cfg.OUTPUT_DIR)
             try:
                 super().train()
             except EarlyStop as stop:

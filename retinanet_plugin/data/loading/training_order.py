@@ -1,9 +1,12 @@
 """Which images a training sees, in which order: a function of its seed, wherever it starts.
 
-Batch i of a process holds the same images, augmented alike, in a run that was resumed and in one
-that was not, with any number of workers: nothing here depends on what was read before.
+Batch i holds the same images, augmented alike, in a run that was resumed and in one that was not,
+with any number of workers: nothing here depends on what was read before. It is made of the streams
+of Detectron2, one for each process that the training began with; as many processes as go on share
+the batch out among them.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +44,7 @@ class TrainingLoader:
         seed: of the order and of the augmentations; drawn, the same in all processes, if None when
             iteration begins.
         start: the first batch, counted from 0, of iterations that begin from now on.
+        num_streams: how many processes the order is of.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class TrainingLoader:
         self.waiting = waiting
         self.seed: int | None = None
         self.start = 0
+        self.num_streams = comm.get_world_size()
 
     @cached_property
     def images(self) -> "TrainingImages":
@@ -84,7 +89,7 @@ class TrainingLoader:
     ) -> Iterator[list[dict[str, Any]]]:
         """See :meth:`__iter__`."""
         batch_size = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        stream = _Stream(self.images, self.mapper, self.cfg, seed, start * batch_size, batch_size)
+        stream = _Inputs(self.images, self.mapper, self.cfg, seed, start, self.num_streams)
         with unchanged_random_states():  # a loader draws a seed for workers, which needs none here
             inputs = iter(
                 DataLoader(
@@ -146,8 +151,8 @@ class TrainingImages:
         return {"index": index, "width": width, "height": height}
 
 
-class _Stream(IterableDataset):
-    """Inputs of one process from place ``start`` on; in a worker, those that are its turn."""
+class _Inputs(IterableDataset):
+    """Inputs of one process from batch ``start`` on; in a worker, those that are its turn."""
 
     def __init__(
         self,
@@ -156,14 +161,16 @@ class _Stream(IterableDataset):
         cfg: CfgNode,
         seed: int,
         start: int,
-        batch_size: int,
+        num_streams: int,
     ) -> None:
         self.images = images
         self.mapper = mapper
         self.seed = seed
         self.start = start
-        self.rank = comm.get_rank()
-        self.batch_size = batch_size
+        self.num_streams = num_streams
+        self.of_stream = cfg.SOLVER.IMS_PER_BATCH // num_streams  # images in a batch
+        size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        self.slots = range(comm.get_rank() * size, (comm.get_rank() + 1) * size)
         self.is_grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         with unchanged_random_states():
             np.random.seed(seed)  # from which Detectron2's samplers draw theirs
@@ -175,17 +182,32 @@ class _Stream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any] | UserError]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        order = iter(self.sampler)
-        if self.is_grouped:
-            order = self.images.grouped(order, self.batch_size)
-        for place, index in itertools.islice(enumerate(order), self.start + first, None, step):
+        for stream, place, index in itertools.islice(self._order(), first, None, step):
             with unchanged_random_states():
-                sample = self._first_good(place, index)
+                sample = self._first_good(stream, place, index)
             yield sample
 
-    def _first_good(self, place: int, index: int) -> dict[str, Any] | UserError:
+    def _order(self) -> Iterator[tuple[int, int, int]]:
+        """Stream, place in it and number of each image of this process from batch ``start`` on."""
+        orders: dict[int, Iterator[tuple[int, int]]] = {}
+        places = ((batch, slot) for batch in itertools.count(self.start) for slot in self.slots)
+        for batch, slot in places:
+            stream, place = slot // self.of_stream, slot % self.of_stream
+            place += batch * self.of_stream
+            if stream not in orders:
+                orders[stream] = itertools.islice(enumerate(self._stream(stream)), place, None)
+            yield (stream, *next(x for x in orders[stream] if x[0] == place))
+
+    def _stream(self, stream: int) -> Iterator[int]:
+        """What a process with the rank ``stream`` of ``num_streams`` has in Detectron2."""
+        sampler = copy.copy(self.sampler)
+        sampler._rank, sampler._world_size = stream, self.num_streams
+        order = iter(sampler)
+        return self.images.grouped(order, self.of_stream) if self.is_grouped else order
+
+    def _first_good(self, stream: int, place: int, index: int) -> dict[str, Any] | UserError:
         for candidate in self.images.candidates(index):
-            seed_cpu_generators(self.seed, self.rank, place)
+            seed_cpu_generators(self.seed, stream, place)
             try:
                 sample = self.mapper(self.images.records[candidate])
             except UserError as error:

@@ -1,5 +1,6 @@
 """The checkpoints that are in OUTPUT_DIR when a training starts."""
 
+import json
 import logging
 import os
 import re
@@ -81,18 +82,20 @@ def periodic_checkpoints(output_dir: str) -> list[str]:
     return [os.path.join(output_dir, name) for name in names]
 
 
-def prepare_output_dir(output_dir: str, resumed: bool) -> None:
+def prepare_output_dir(output_dir: str, start_iter: int) -> None:
     """What the first process does with the files of earlier trainings when one starts.
 
     To be called when the initial weights are loaded, because they may be among those files.
 
     Args:
         output_dir: ``OUTPUT_DIR``, which exists.
-        resumed: whether the training goes on from one of its checkpoints.
+        start_iter: above 0, the training goes on from one of its checkpoints.
     """
     remove_leftovers(output_dir)
-    if not resumed:
+    if start_iter == 0:
         set_aside_earlier_training(output_dir)
+    else:
+        _cut_metrics(os.path.join(output_dir, "metrics.json"), start_iter)
 
 
 def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
@@ -145,6 +148,22 @@ def set_aside_earlier_training(output_dir: str) -> None:
         f"{output_dir} holds an earlier training, which --resume would have gone on with: its "
         f"{len(names)} checkpoints and its metrics are now in {folder}"
     )
+
+
+def _cut_metrics(path: str, start_iter: int) -> None:
+    """Take out what was noted of iterations that are done again, from ``start_iter`` on."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "r+b") as file:  # which the writer has opened to append to it
+        kept = 0
+        for line in file:
+            try:
+                if json.loads(line)["iteration"] >= start_iter:
+                    break
+            except (ValueError, TypeError, KeyError):  # cut off by a kill, or of somebody else
+                break
+            kept += len(line)
+        file.truncate(kept)
 
 
 def _named_checkpoint(tag: str) -> str:

@@ -3,10 +3,10 @@
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
 
 from ...config import check_config
 from ...errors import UserError
+from ..scaling import scaled_config
 from .config_conflicts import conflict_errors, conflict_warnings
 from .config_probes import probe_errors, solver_errors
 from .config_values import value_errors
@@ -49,10 +49,11 @@ def check_values(cfg: CfgNode, training: bool = True, num_processes: int = 1) ->
         UserError: its first error, and how many others there are.
     """
     errors = config_errors(cfg, training)
-    if not errors and training and cfg.SOLVER.REFERENCE_WORLD_SIZE:
-        # Batch, rate and periods become others with another number of processes.
-        cfg = DefaultTrainer.auto_scale_workers(cfg, num_processes)
-        errors = config_errors(cfg, training)
+    if not errors and training:
+        # Batch, rate and periods may become others.
+        scaled = scaled_config(cfg, num_processes)
+        errors = config_errors(scaled, training) if scaled != cfg else []
+        cfg = scaled
     if errors:
         more = len(errors) - 1
         count = f" ({more} more: python -m retinanet_plugin doctor lists all mistakes)"

@@ -98,6 +98,14 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which SOLVER.REFERENCE_WORLD_SIZE "
             f"{solver.REFERENCE_WORLD_SIZE} does not divide: choose a multiple of it"
         )
+    if solver.REFERENCE_WORLD_SIZE and solver.REFERENCE_IMS_PER_BATCH:
+        yield (
+            f"SOLVER.REFERENCE_WORLD_SIZE is {solver.REFERENCE_WORLD_SIZE} and "
+            f"SOLVER.REFERENCE_IMS_PER_BATCH {solver.REFERENCE_IMS_PER_BATCH}, which scale the "
+            "same keys: set one of them to 0"
+        )
+    if solver.ACCUMULATE_STEPS > 1:
+        yield from _accumulation_errors(cfg)
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV is True but SOLVER.MOMENTUM is 0: set a momentum, such as 0.9"
     if (
@@ -118,6 +126,27 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"TEST.EARLY_STOP_PATIENCE is {patience} but nothing is evaluated during training: "
             "set TEST.EVAL_PERIOD and DATASETS.TEST, or TEST.EARLY_STOP_PATIENCE 0"
+        )
+
+
+def _accumulation_errors(cfg: CfgNode) -> Iterator[str]:
+    steps = f"SOLVER.ACCUMULATE_STEPS is {cfg.SOLVER.ACCUMULATE_STEPS}"
+    retinanet = cfg.MODEL.RETINANET
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        yield (
+            f"{steps} but MODEL.META_ARCHITECTURE RetinaNet, Detectron2's own, divides the losses "
+            "of each part by itself: set ModularRetinaNet, or SOLVER.ACCUMULATE_STEPS 1"
+        )
+    if retinanet.CUDA_GRAPH:
+        yield (
+            f"{steps} but MODEL.RETINANET.CUDA_GRAPH is True, and graphs write over gradients that "
+            "are to be added up: set one of them back, to 1 or False"
+        )
+    if retinanet.BBOX_REG_LOSS_WEIGHTING != "none":
+        yield (
+            f"{steps} but MODEL.RETINANET.BBOX_REG_LOSS_WEIGHTING is "
+            f"{retinanet.BBOX_REG_LOSS_WEIGHTING}, whose sum over the batch is not known in its "
+            "first parts: set it to none, or SOLVER.ACCUMULATE_STEPS 1"
         )
 
 

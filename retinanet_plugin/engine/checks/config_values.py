@@ -180,6 +180,8 @@ _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("SOLVER.WEIGHT_AVERAGE.START", _whole(0), "a whole number of iterations from 0"),
     ("SOLVER.WEIGHT_AVERAGE.PERIOD", _whole(1), _ITERATIONS),
     ("SOLVER.REFERENCE_WORLD_SIZE", _whole(0), _OR_OFF),
+    ("SOLVER.REFERENCE_IMS_PER_BATCH", _whole(0), _OR_OFF),
+    ("SOLVER.ACCUMULATE_STEPS", _whole(1), "a whole number of parts of a batch from 1"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", _above(0), "a number above 0"),
     ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", lambda p: p == math.inf or _above(0)(p), "1.0 or 2.0"),
     ("TEST.EVAL_PERIOD", _whole(0), _OR_OFF),

@@ -9,10 +9,13 @@ from torch import nn
 
 from ...errors import UserError
 from ...execution.cuda_graphs import check_cuda_graphs
+from .. import torchrun
 
 
 def num_processes(args: argparse.Namespace) -> int:
-    """How many processes train together, one a GPU."""
+    """How many processes train together."""
+    if torchrun.is_torchrun():
+        return torchrun.num_processes()
     return int(max(1, args.num_gpus) * args.num_machines)
 
 
@@ -23,6 +26,11 @@ def check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
         UserError: there is no such device, or not so many.
     """
     name, found = cfg.MODEL.DEVICE, torch.cuda.device_count()
+    if torchrun.is_torchrun() and (args.num_gpus, args.num_machines) != (1, 1):
+        raise UserError(
+            "torchrun starts the processes, as many as its --nproc-per-node and --nnodes say: "
+            "leave out --num-gpus and --num-machines"
+        )
     try:
         device = torch.device(name)
         if device.type != "cuda":  # which is only counted: each process is to start it by itself
@@ -44,7 +52,7 @@ def check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.num_gpus > max(1, found):
         raise UserError(
             f"--num-gpus is {args.num_gpus} but PyTorch finds {found} CUDA devices "
-            "here: lower --num-gpus (Detectron2 trains on the CPU in one process)"
+            f"here: lower --num-gpus, or start processes on the CPU with {_torchrun(args.num_gpus)}"
         )
 
 
@@ -55,55 +63,69 @@ def check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         UserError: they cannot share a batch, a device or CUDA graphs.
     """
     processes = num_processes(args)
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
-            "cannot share evenly: choose a multiple of their number"
-        )
     if args.eval_only:
         return
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:  # of which it is the batch
+        batch = batch * processes // cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if batch % (processes * parts):
+        shared = f"{processes} processes" + (f" and {parts} parts" if parts > 1 else "")
+        key = " (or lower SOLVER.ACCUMULATE_STEPS)" if parts > 1 else ""
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {shared} cannot share evenly: choose a "
+            f"multiple of {processes * parts}{key}"
+        )
     check_cuda_graphs(cfg, processes)
-    if processes > 1 and cfg.MODEL.DEVICE != "cuda":
+    if processes == 1 or cfg.MODEL.DEVICE == "cuda":
+        return
+    if cfg.MODEL.DEVICE != "cpu" or not torchrun.is_torchrun():
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE} but {processes} processes are to train, each "
-            "on a GPU of its own: set MODEL.DEVICE cuda, or train with --num-gpus 1"
+            "on a GPU of its own: set MODEL.DEVICE cuda, or for processes on the CPU set it to cpu "
+            f"and start them with {_torchrun(processes)}"
+        )
+    if torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is cpu but the {processes} processes exchange gradients between GPUs, "
+            "since there are some: set MODEL.DEVICE cuda, or hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES="
         )
 
 
-def check_trained(cfg: CfgNode, model: Any, processes: int) -> None:
-    """Refuse levels of a RetinaNet that no loss reaches, where each parameter needs a gradient.
+def _torchrun(processes: int) -> str:
+    return f"torchrun --standalone --nproc-per-node {processes} train_net.py ..."
 
-    Args:
-        model: of ``cfg``; one that names backbone and levels otherwise than RetinaNet is not looked
-            at.
-        processes: that train together; they wait for all gradients of each other.
+
+def check_trained(cfg: CfgNode, model: Any) -> None:
+    """Refuse levels of a RetinaNet that no loss reaches, where each parameter needs a gradient.
 
     Raises:
         UserError: parameters of the backbone get no gradient from the levels of the head.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if processes > 1:
-        harm, way_out = "several processes would wait for it", "train with --num-gpus 1"
-    elif clip.ENABLED and clip.CLIP_TYPE == "value":
-        harm = "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value cannot do without"
-        way_out = "set SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm"
-    else:
+    if not clip.ENABLED or clip.CLIP_TYPE != "value":
         return
-    used = getattr(model, "in_features", None) or getattr(model, "head_in_features", None) or []
-    idle, unused = _without_gradient(model, used)
+    idle, unused = without_gradient(model)
     if idle:
         raise UserError(
-            f"MODEL.RETINANET.IN_FEATURES is {list(used)}, with which {len(idle)} parameters of "
-            f"the backbone get no gradient ({idle[0]} is the first): {harm}: add "
-            f"{', '.join(unused) or 'their levels'} with sizes of anchors, or {way_out}"
+            f"MODEL.RETINANET.IN_FEATURES is {cfg.MODEL.RETINANET.IN_FEATURES}, with which "
+            f"{len(idle)} parameters of the backbone get no gradient ({idle[0]} is the first), and "
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE value cannot do without: add "
+            f"{', '.join(unused) or 'their levels'} with sizes of anchors, or set "
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm"
         )
 
 
-def _without_gradient(model: Any, used: list[str]) -> tuple[list[str], list[str]]:
-    """Names of the backbone's parameters that ``used`` features do not depend on; other features.
+def without_gradient(model: Any) -> tuple[list[str], list[str]]:
+    """Names of the backbone's parameters that no loss depends on, and of features that none reads.
 
     None of the model's own is changed: no gradient, no statistics.
+
+    Args:
+        model: the bare model; one that names backbone and levels otherwise than RetinaNet is not
+            looked at.
     """
+    used = getattr(model, "in_features", None) or getattr(model, "head_in_features", None) or []
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module) or not used:
         return [], []

@@ -50,7 +50,7 @@ def check_before_training(cfg: CfgNode, args: argparse.Namespace) -> None:
             refuse_if_in_use(cfg.OUTPUT_DIR)
         model = check_model(cfg)
         if not args.eval_only:
-            check_trained(cfg, model, num_processes(args))
+            check_trained(cfg, model)
         datasets = check_datasets(cfg, args.eval_only)
         check_expected_results(cfg, datasets)
         check_image_files(datasets, cfg)

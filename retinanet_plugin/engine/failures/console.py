@@ -5,23 +5,22 @@ import functools
 import logging
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
 from typing import Any, NoReturn
 
 import tqdm
+from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ...errors import UserError
 from ..console_log import keep_warnings_off_the_console
-from ..signals import stop_signals
+from ..signals import stop_signals, wait_to_be_ended
+from ..torchrun import is_first_to_fail, is_torchrun
 from .sentences import is_lost_process, is_own_exit, sentence_of, whose_fault
 
 INTERRUPTED = 130
-# A process that lost another leaves it the time to be told of first.
-_FIRST_S = 3.0
 
 
 @contextlib.contextmanager
@@ -69,7 +68,7 @@ def in_its_own_words(main: Callable[..., Any], *args: Any) -> Any:
             raise
         log = _log_traceback(error)
         if is_lost_process(error):
-            time.sleep(_FIRST_S)  # in which the launching process ends this one
+            wait_to_be_ended()
         raise UserError(_with_details(sentence, log)) from error
 
 
@@ -95,6 +94,8 @@ def keep_console_readable() -> None:
 
 def _tell_and_exit(error: BaseException) -> NoReturn:
     log = _log_traceback(error)
+    if is_torchrun() and not _is_to_tell(error):
+        sys.exit(1)
     sentence = sentence_of(error)
     if sentence is None:
         traceback.print_exception(error)
@@ -102,8 +103,17 @@ def _tell_and_exit(error: BaseException) -> NoReturn:
     sys.exit(f"error: {_with_details(sentence, log)}")
 
 
+def _is_to_tell(error: BaseException) -> bool:
+    """Whether of the processes of torchrun this one is to say why they fail."""
+    if is_lost_process(error) and wait_to_be_ended():
+        return False
+    return is_first_to_fail()
+
+
 def _with_details(sentence: str, log: str | None) -> str:
-    return f"{sentence} (details: {log})" if log else sentence
+    whose = f"process {comm.get_rank()} of {size}" if (size := comm.get_world_size()) > 1 else ""
+    details = "; ".join(filter(None, [whose, f"details: {log}" if log else ""]))
+    return f"{sentence} ({details})" if details else sentence
 
 
 def _fault(error: BaseException, log: str | None) -> str:

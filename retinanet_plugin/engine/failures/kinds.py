@@ -31,9 +31,9 @@ class Kind:
 
 
 MEMORY_REMEDY = (
-    "lower SOLVER.IMS_PER_BATCH, or INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN (in evaluation, "
-    "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST), or, if it is the computer's and not the GPU's, "
-    "DATALOADER.NUM_WORKERS"
+    "lower SOLVER.IMS_PER_BATCH, or keep it and raise SOLVER.ACCUMULATE_STEPS, or lower "
+    "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN (in evaluation, INPUT.MIN_SIZE_TEST and "
+    "INPUT.MAX_SIZE_TEST), or, if it is the computer's and not the GPU's, DATALOADER.NUM_WORKERS"
 )
 MEMORY = f"memory ran out ({{reason}}): {MEMORY_REMEDY}"
 _SHARED_MEMORY = (

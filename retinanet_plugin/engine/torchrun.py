@@ -1,0 +1,174 @@
+"""The processes that torchrun starts: how they meet, who speaks for all, what outlives a restart.
+
+torchrun tells each process its place in environment variables, and ends and starts all of them anew
+when one has failed (``--max-restarts``). Its agent keeps a store of keys and values for them.
+"""
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from .. import compat
+from ..errors import UserError
+
+_PORT, _MESSAGE, _FAILURES = "port of the first process", "message", "failures"
+_POLL_S, _CONNECTING_S = 0.05, 5.0
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return distributed.is_torchelastic_launched()
+
+
+def num_processes() -> int:
+    """How many processes torchrun has started, on all machines; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if is_torchrun() else 1
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all, also before and after they are a group."""
+    return _rank() == 0 if is_torchrun() else comm.is_main_process()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The processes of torchrun as a group of PyTorch's, and Detectron2's groups of a machine.
+
+    They exchange by NCCL where there are GPUs, each of which has one process, else by Gloo. Without
+    torchrun there is no group.
+
+    Raises:
+        UserError: there are not as many GPUs, or machines have unequal numbers of processes.
+    """
+    if not is_torchrun():
+        yield
+        return
+    num, num_here = num_processes(), int(os.environ["LOCAL_WORLD_SIZE"])
+    has_gpu, found = torch.cuda.is_available(), torch.cuda.device_count()
+    if num % num_here:
+        raise UserError(
+            f"torchrun has started {num} processes, {num_here} of them on this machine: give "
+            "--nproc-per-node the same number on all machines"
+        )
+    if has_gpu and num_here > found:
+        raise UserError(
+            f"torchrun has started {num_here} processes here, and PyTorch finds {found} CUDA "
+            "devices, one for each: lower --nproc-per-node, or hide them with "
+            "CUDA_VISIBLE_DEVICES= and set MODEL.DEVICE cpu"
+        )
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group(
+        "nccl" if has_gpu else "gloo",
+        store=_store_of_all(),
+        rank=_rank(),
+        world_size=num,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    compat.create_local_process_group(num_here)
+    comm.synchronize()
+    yield
+    # After a failure the process ends anyway, and others may be waited for in vain.
+    distributed.destroy_process_group()
+
+
+def send(message: Any) -> None:
+    """Let the other processes :func:`receive` something that can be pickled, once."""
+    _store_of_all().set(_MESSAGE, pickle.dumps(message))  # type: ignore[arg-type]
+
+
+def receive() -> Any:
+    """Wait for what the first process sends.
+
+    Raises:
+        torch.distributed.DistError: it has ended.
+    """
+    return pickle.loads(_wait_for(_store_of_all(), _MESSAGE))
+
+
+def is_first_to_fail() -> bool:
+    """Whether no process of torchrun has called this before since all were started."""
+    try:
+        return _store_of_restart().add(_FAILURES, 1) == 1
+    except distributed.DistError:  # the agent has ended
+        return True
+
+
+def others_failed() -> bool:
+    """Whether a process of torchrun has called :func:`is_first_to_fail`."""
+    try:
+        return is_torchrun() and _store_of_restart().add(_FAILURES, 0) > 0
+    except distributed.DistError:
+        return False
+
+
+def remember(what: str) -> None:
+    """Let processes that torchrun starts anew know of ``what``: see :func:`is_remembered`."""
+    if is_torchrun():
+        _agent_store().set(what, "")
+
+
+def is_remembered(what: str) -> bool:
+    """Whether :func:`remember` was called before this restart, on any machine."""
+    return is_torchrun() and _agent_store().check([what])
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
+
+
+@cache
+def _agent_store() -> Store:
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(*address, is_master=_rank() == 0 and not is_served, wait_for_workers=False)
+
+
+@cache
+def _store_of_all() -> Store:
+    """A new store in the first process, known to the others by the agent's.
+
+    PyTorch would take the agent's itself, in which processes find the addresses of those that were
+    ended by a restart.
+    """
+    if _rank() == 0:
+        store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False)
+        _agent_store().set(_PORT, str(store.port))
+    else:
+        store = _connected_store()
+    store.set_timeout(DEFAULT_TIMEOUT)
+    return store
+
+
+def _connected_store() -> TCPStore:
+    host = os.environ["MASTER_ADDR"]
+    while True:
+        port = int(_wait_for(_agent_store(), _PORT))
+        try:
+            socket.create_connection((host, port), _CONNECTING_S).close()
+            return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_CONNECTING_S))
+        except (OSError, distributed.DistError):  # it is of before the restart, or has just ended
+            time.sleep(_POLL_S)
+
+
+def _wait_for(store: Store, key: str) -> bytes:
+    while not store.check([key]):  # and not get alone, in which no signal would be heard
+        time.sleep(_POLL_S)
+    return store.get(key)
+
+
+def _store_of_restart() -> Store:
+    """The agent's, for what concerns the processes that run now alone."""
+    return PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], _agent_store())
