@@ -36,7 +36,6 @@ def _retinanet(**keys: Any) -> dict[str, Any]:
     return {f"MODEL.RETINANET.{key}": value for key, value in keys.items()}
 
 
-NORM = {"MODEL.FPN.NORM": "BN", **_retinanet(NORM="BN")}
 GIOU = _retinanet(BBOX_REG_LOSS_TYPE="giou", BBOX_REG_LOSS_WEIGHT=2.0)
 QFL = _retinanet(CLS_LOSS_NAME="QualityFocalLoss")
 VFL = _retinanet(CLS_LOSS_NAME="VarifocalLoss")
@@ -45,13 +44,12 @@ TAL = _retinanet(MATCHER_NAME="TaskAlignedMatcher")
 WEIGHTED = _retinanet(BBOX_REG_LOSS_WEIGHTING="quality")
 SCALES = _retinanet(BOX_SCALES=True)
 JITTERED = {"INPUT.SCALE_JITTER": JITTER}
-BOTH_SUMS = {**NORM, **GIOU, **WEIGHTED, **SCALES, **JITTERED}
+BOTH_SUMS = {**GIOU, **WEIGHTED, **SCALES, **JITTERED}
 # In the order of their value, should there be no time for all.
 INGREDIENTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "sum, with TAL and QFL": {**BOTH_SUMS, **TAL, **QFL},
     "sum, with ATSS and VFL": {**BOTH_SUMS, **ATSS, **VFL},
-    "batch norms in FPN and head": NORM,
     "GIoU": GIOU,
     "QFL": QFL,
     "VFL": VFL,
@@ -62,6 +60,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "AdamW": {"SOLVER.OPTIMIZER": "AdamW", "SOLVER.WEIGHT_DECAY": 0.05},
     "IoU branch": _retinanet(IOU_BRANCH=True),
     "scales of levels": SCALES,
+    "no norms in FPN and head": {"MODEL.FPN.NORM": "", **_retinanet(NORM="")},
     "group norms in FPN and head": {"MODEL.FPN.NORM": "GN", **_retinanet(NORM="GN")},
     "focal loss of gamma 1, alpha 0.5": _retinanet(FOCAL_LOSS_GAMMA=1.0, FOCAL_LOSS_ALPHA=0.5),
     SWA: {
