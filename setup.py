@@ -34,6 +34,8 @@ setup(
         "timm": ["timm"],
         # Pictures, crops, tiles and to_supervision of predict; videos.
         "predict": ["supervision", "opencv-python-headless"],
+        # COCO's metrics in less of the time, in report and in evaluation; pycocotools does as well.
+        "report": ["faster-coco-eval"],
         # export onnx and examples/onnx_predict.py; the exporter of PyTorch writes by onnxscript.
         "export": ["onnx", "onnxscript", "onnxruntime"],
         # export openvino, with --int8 by nncf
