@@ -29,12 +29,8 @@ from torch.multiprocessing import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from retinanet_plugin.engine import (
-    in_its_own_words,
-    one_sentence_errors,
-    stop_signals,
-)
-from retinanet_plugin.engine.failures.console import keep_console_readable
+from retinanet_plugin.engine import one_sentence_errors, stop_signals
+from retinanet_plugin.engine.failures.console import in_its_own_words, keep_console_readable
 from retinanet_plugin.engine.failures.sentences import is_out_of_memory, sentence_of
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.head import split_anchors

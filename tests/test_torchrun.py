@@ -7,6 +7,7 @@ everything, which takes seconds less than starting Python for each.
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pytest
@@ -16,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import train_net
+from retinanet_plugin import __main__ as command_line
 from retinanet_plugin.engine import Trainer
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
@@ -106,3 +108,43 @@ def test_a_training_survives_a_kill_and_ends_as_without(options, tmp_path, capfd
     iterations = [json.loads(line)["iteration"] for line in lines]
     assert iterations == sorted(set(iterations))
     assert results(tmp_path, "killed") == results(tmp_path, "whole")
+
+
+def test_more_or_fewer_processes_go_on_with_the_same_batches(options, tmp_path, monkeypatch):
+    """Two processes begin, one goes on, as four do: up to the order of sums, they end alike."""
+    short = {"SOLVER__MAX_ITER": 2, "DATASETS__TEST": ()}
+    assert torchrun(2, train, options("whole", DATASETS__TEST=())) is None
+    whole = final_weights(tmp_path, "whole")
+    assert torchrun(2, train, options("begun", **short)) is None
+    for num in (1, 4):
+        output = f"by {num}"
+        shutil.copytree(tmp_path / "begun", tmp_path / output)
+        goes_on = ["--resume", *options(output, SOLVER__MAX_ITER=4)]
+        assert torchrun(num, train, goes_on) is None
+        assert "began with 2 processes and goes on with" in (tmp_path / output / "log.txt").read_text()
+        assert_alike(final_weights(tmp_path, output), whole)
+
+
+def assert_alike(weights, expected):
+    for name, value in expected.items():
+        difference = (weights[name].double() - value.double()).norm()
+        assert difference <= 1e-5 * value.double().norm() + 1e-9, name
+
+
+def run_command(argv):
+    torch.set_num_threads(1)
+    command_line.main(argv)
+
+
+def test_detections_are_those_of_one_process(detector, tmp_path):
+    """One image cannot be read, and there are fewer images than processes could take."""
+    (tmp_path / "images").mkdir()
+    for file in detector.files:
+        shutil.copy(file, tmp_path / "images")
+    (tmp_path / "images/1.5.jpg").write_text("no image")
+    command = ["predict", str(detector.weights), str(tmp_path / "images"), "--output"]
+    failed = [torchrun(num, run_command, [*command, str(tmp_path / f"{num}")]) for num in (1, 3)]
+    assert all(failed)  # exit status 1, for the image
+    for name in ("detections.jsonl", "predictions.json", "images.json"):
+        assert (tmp_path / "3" / name).read_text() == (tmp_path / "1" / name).read_text(), name
+    assert not list((tmp_path / "3").glob("detections-*"))

@@ -5,6 +5,7 @@ the exit status is 1.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from ..deploy.formats import Ids, write_coco, write_csv, write_yolo
 from ..deploy.inputs import Video, find_inputs, frames_of
 from ..deploy.journal import JOURNAL, Journal, stamp_of
 from ..deploy.tiles import detect_in_tiles
+from ..engine import torchrun
 from ..errors import UserError
 from .arguments import positive_number
 
@@ -34,6 +36,9 @@ FORMATS = {
 _DRAWN_SCORE = 0.5
 _SCORE_KEY = "MODEL.RETINANET.SCORE_THRESH_TEST"
 _TILE = 640
+
+# What processes that torchrun has started let each other know of.
+_DONE, _UNREADABLE = "what is done", "what cannot be read"
 
 _Place = tuple[str, int | None]  # path, and number of a video's frame
 
@@ -80,14 +85,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    torchrun.use_own_gpu()
     images, videos = find_inputs(args.inputs)
     predictor = _predictor(args)
     ids = Ids(args.truth, predictor.class_names)
     paths = [*images, *(video.path for video in videos)]
     ids.check(paths)
+    number = torchrun.rank()
+    if number > 0:
+        done = torchrun.receive(_DONE)
+        with Journal(args.output, _made_with(args), paths, number) as journal:
+            unreadable = _detect(predictor, images, videos, journal, done, args.tiles)
+        torchrun.send(_UNREADABLE, unreadable)
+        return
     _check_output(args.output, args.format, paths)
     with Journal(args.output, _made_with(args), paths) as journal:
-        unreadable = _detect(predictor, images, videos, journal, args.tiles)
+        done = journal.done()
+        torchrun.send(_DONE, done)
+        unreadable = _detect(predictor, images, videos, journal, done, args.tiles)
+        for other in range(1, torchrun.num_processes()):
+            for warning in torchrun.receive(_UNREADABLE, other):
+                print(f"WARNING: {warning}", file=sys.stderr)
+                unreadable.append(warning)
+        journal.take_in_parts()
     records = journal.records
     _write(args, records, predictor.class_names, videos, ids)
     count = sum(len(record["detections"]) for record in records)
@@ -141,21 +161,30 @@ def _detect(
     images: list[str],
     videos: list[Video],
     journal: Journal,
+    done: set[_Place],
     tiles: int | None,
 ) -> list[str]:
-    """Note what is found in all that is not done yet; return what is said of unreadable files."""
+    """Note what is found in this process's share of all that is not done yet.
+
+    Returns:
+        what is said of unreadable files.
+    """
     unreadable: list[str] = []
-    done = journal.done()
+    number, size = torchrun.rank(), torchrun.num_processes()
     left = [path for path in images if (path, None) not in done]
-    total = len(left) + sum(video.num_frames for video in videos)
-    total -= sum(frame is not None for _, frame in done)
+    left = left[len(left) * number // size : len(left) * (number + 1) // size]
+    total = sum(video.num_frames for video in videos) - sum(frame is not None for _, frame in done)
+    total = len(left) + max(0, total) // size
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=max(0, total), unit=" images", file=sys.stderr, mininterval=interval) as bar:
+    with tqdm(
+        total=total, unit=" images", file=sys.stderr, mininterval=interval, disable=number > 0
+    ) as bar:
         for work in (_images(left), *(_frames(video, done) for video in videos)):
             for (path, frame), found in _found(predictor, work, tiles):
                 if isinstance(found, UserError):
-                    bar.write(f"WARNING: {found}", file=sys.stderr)
                     unreadable.append(str(found))
+                    if number == 0:
+                        bar.write(f"WARNING: {found}", file=sys.stderr)
                 else:
                     journal.add(path, frame, found)
                 bar.update()
@@ -167,8 +196,15 @@ def _images(paths: list[str]) -> Iterator[tuple[_Place, str]]:
 
 
 def _frames(video: Video, done: set[_Place]) -> Iterator[tuple[_Place, np.ndarray]]:
-    start = sum(path == video.path for path, _ in done)
-    return (((video.path, i), x) for i, x in enumerate(frames_of(video, start), start))
+    """Frames that are not done, and of several processes every so many."""
+    number, size = torchrun.rank(), torchrun.num_processes()
+    start = next(i for i in itertools.count() if (video.path, i) not in done)
+    frames = enumerate(frames_of(video, start), start)
+    return (
+        ((video.path, i), frame)
+        for i, frame in frames
+        if i % size == number and (video.path, i) not in done
+    )
 
 
 def _found(

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -12,6 +13,7 @@ from ..errors import UserError
 from ..whole_files import write_whole_file
 
 JOURNAL = "detections.jsonl"
+_PART = re.compile(r"detections-(\d+)\.jsonl")
 
 
 class Journal:
@@ -23,18 +25,23 @@ class Journal:
     context, which closes the file.
     """
 
-    def __init__(self, folder: str, made_with: dict[str, Any], paths: Collection[str]) -> None:
+    def __init__(
+        self, folder: str, made_with: dict[str, Any], paths: Sequence[str], part: int = 0
+    ) -> None:
         """
         Args:
             folder: is made if it is not there.
             made_with: what the detections depend on: weights and the options that are given.
             paths: the images and videos that are asked for.
+            part: the number of a process, if several share the work; the others' journals are parts
+                of that of process 0.
 
         Raises:
             UserError: the folder has detections that were made with something else, of other files
                 or of files that have changed since; or it cannot be written.
         """
-        self.path = os.path.join(folder, JOURNAL)
+        self.path = os.path.join(folder, f"detections-{part}.jsonl" if part else JOURNAL)
+        self._made_with, self._paths = made_with, paths
         head = json.dumps(made_with)
         if not os.path.exists(self.path):
             write_whole_file(self.path, lambda file: file.write(head.encode() + b"\n"))
@@ -52,9 +59,11 @@ class Journal:
             raise UserError(
                 f"{folder} has detections {refused}: give another --output, or delete that folder"
             )
-        self._file = open(self.path, "r+b")  # noqa: SIM115
+        self._file: BinaryIO = open(self.path, "r+b")  # noqa: SIM115
         self._file.seek(sum(map(len, lines)) + len(lines))
         self._file.truncate()
+        if part == 0:
+            self.take_in_parts()
 
     def __enter__(self) -> "Journal":
         return self
@@ -84,6 +93,31 @@ class Journal:
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         self.records.append(record)
+
+    def take_in_parts(self) -> None:
+        """Move what other processes have noted into this journal, in the order of one process."""
+        folder = os.path.dirname(self.path)
+        parts = [name for name in os.listdir(folder) if _PART.fullmatch(name)]
+        if not parts:
+            return
+        place = {path: i for i, path in enumerate(self._paths)}
+        records = {(record["path"], record["frame"]): record for record in self.records}
+        for part in parts:
+            number = int(_PART.fullmatch(part).group(1))  # type: ignore[union-attr]
+            with Journal(folder, self._made_with, self._paths, number) as journal:
+                records |= {(record["path"], record["frame"]): record for record in journal.records}
+        self.records = sorted(
+            records.values(), key=lambda record: (place[record["path"]], record["frame"] or 0)
+        )
+        self._names.clear()
+        for record in self.records:
+            record["name"] = self._name(record["path"], record["frame"])
+        lines = [json.dumps(x) + "\n" for x in (self._made_with, *self.records)]
+        self._file.close()
+        write_whole_file(self.path, lambda file: file.write("".join(lines).encode()))
+        self._file = open(self.path, "ab")  # noqa: SIM115
+        for part in parts:
+            os.unlink(os.path.join(folder, part))
 
     def _name(self, path: str, frame: int | None) -> str:
         """The file's name without its end; with a number where another folder has the same."""

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from .failures.sentences import is_of_a_user
+from .torchrun import is_first_process
 
 # Loggers, and how their messages begin that are for log.txt alone: the environment, the command
 # line, the config, the model, how data are kept in memory, and what an evaluation is doing.
@@ -60,9 +61,9 @@ def set_up_console(output_dir: str) -> None:
 def keep_warnings_off_the_console() -> None:
     """What nobody who trains can mend goes to ``log.txt`` alone; for the rest of the process.
 
-    That is: warnings of deprecated functions, unless a file of the user's own calls them; that a
-    PyTorch for GPUs finds none, and ends the processes beside one that failed. Other warnings are
-    in ``log.txt``, too.
+    That is: warnings of deprecated functions, unless a file of the user's own calls them, and those
+    of other processes than the first; that a PyTorch for GPUs finds none, and ends the processes
+    beside one that failed. Other warnings are in ``log.txt``, too.
     """
     for name in ("py.warnings", "torch.utils.cpp_extension", "torch.multiprocessing.spawn"):
         logger = logging.getLogger(name)
@@ -84,7 +85,8 @@ def keep_warnings_off_the_console() -> None:
         is_old = issubclass(
             category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
         ) or _DEPRECATED.search(str(message))
-        if file is not None or not is_old or is_of_a_user(files):
+        is_shown = is_first_process() and (not is_old or is_of_a_user(files))
+        if file is not None or is_shown:
             shown(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

@@ -13,6 +13,8 @@ from .torchrun import is_first_process, is_torchrun, process_group, receive, sen
 
 Result = TypeVar("Result")
 
+_PREPARED = "what was prepared"
+
 
 def launch(
     main: Callable[[argparse.Namespace], Any], prepare: Callable[[], argparse.Namespace]
@@ -53,7 +55,7 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
             leave it to the first one to say why.
     """
     if not is_first_process():
-        result, status = receive()
+        result, status = receive(_PREPARED)
         if status is None:
             return result
         if status:
@@ -63,7 +65,7 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
         result = function()
     except (Exception, SystemExit) as error:
         code = getattr(error, "code", 1)
-        send((None, code if isinstance(code, int) else 1))
+        send(_PREPARED, (None, code if isinstance(code, int) else 1))
         raise
-    send((result, None))
+    send(_PREPARED, (result, None))
     return result

@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from .. import compat
 from ..errors import UserError
 
-_PORT, _MESSAGE, _FAILURES = "port of the first process", "message", "failures"
+_PORT, _FAILURES = "port of the first process", "failures"
 _POLL_S, _CONNECTING_S = 0.05, 5.0
 
 
@@ -37,9 +37,32 @@ def num_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_torchrun() else 1
 
 
+def rank() -> int:
+    """The number of this process among those that torchrun has started; 0 without it."""
+    return int(os.environ["RANK"]) if is_torchrun() else 0
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for all, also before and after they are a group."""
-    return _rank() == 0 if is_torchrun() else comm.is_main_process()
+    return rank() == 0 and comm.is_main_process()
+
+
+def use_own_gpu() -> None:
+    """Let ``cuda`` be the GPU of this process, if torchrun has started it where there are some.
+
+    Raises:
+        UserError: there are not as many GPUs as processes here.
+    """
+    if not is_torchrun() or not torch.cuda.is_available():
+        return
+    num_here, found = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if num_here > found:
+        raise UserError(
+            f"torchrun has started {num_here} processes here, and PyTorch finds {found} CUDA "
+            "devices, one for each: lower --nproc-per-node, or hide them with "
+            "CUDA_VISIBLE_DEVICES= and let the device be cpu"
+        )
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 @contextmanager
@@ -50,30 +73,22 @@ def process_group() -> Iterator[None]:
     torchrun there is no group.
 
     Raises:
-        UserError: there are not as many GPUs, or machines have unequal numbers of processes.
+        UserError: see :func:`use_own_gpu`; or machines have unequal numbers of processes.
     """
     if not is_torchrun():
         yield
         return
     num, num_here = num_processes(), int(os.environ["LOCAL_WORLD_SIZE"])
-    has_gpu, found = torch.cuda.is_available(), torch.cuda.device_count()
     if num % num_here:
         raise UserError(
             f"torchrun has started {num} processes, {num_here} of them on this machine: give "
             "--nproc-per-node the same number on all machines"
         )
-    if has_gpu and num_here > found:
-        raise UserError(
-            f"torchrun has started {num_here} processes here, and PyTorch finds {found} CUDA "
-            "devices, one for each: lower --nproc-per-node, or hide them with "
-            "CUDA_VISIBLE_DEVICES= and set MODEL.DEVICE cpu"
-        )
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    use_own_gpu()
     distributed.init_process_group(
-        "nccl" if has_gpu else "gloo",
+        "nccl" if torch.cuda.is_available() else "gloo",
         store=_store_of_all(),
-        rank=_rank(),
+        rank=rank(),
         world_size=num,
         timeout=DEFAULT_TIMEOUT,
     )
@@ -84,18 +99,20 @@ def process_group() -> Iterator[None]:
     distributed.destroy_process_group()
 
 
-def send(message: Any) -> None:
-    """Let the other processes :func:`receive` something that can be pickled, once."""
-    _store_of_all().set(_MESSAGE, pickle.dumps(message))  # type: ignore[arg-type]
+def send(name: str, message: Any) -> None:
+    """Let other processes of torchrun :func:`receive` something that can be pickled."""
+    if is_torchrun():
+        key = f"{name} of {rank()}"
+        _store_of_all().set(key, pickle.dumps(message))  # type: ignore[arg-type]
 
 
-def receive() -> Any:
-    """Wait for what the first process sends.
+def receive(name: str, sender: int = 0) -> Any:
+    """Wait for what a process sends, however long that takes.
 
     Raises:
-        torch.distributed.DistError: it has ended.
+        torch.distributed.DistError: the first process has ended.
     """
-    return pickle.loads(_wait_for(_store_of_all(), _MESSAGE))
+    return pickle.loads(_wait_for(_store_of_all(), f"{name} of {sender}"))
 
 
 def is_first_to_fail() -> bool:
@@ -125,15 +142,11 @@ def is_remembered(what: str) -> bool:
     return is_torchrun() and _agent_store().check([what])
 
 
-def _rank() -> int:
-    return int(os.environ["RANK"])
-
-
 @cache
 def _agent_store() -> Store:
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(*address, is_master=_rank() == 0 and not is_served, wait_for_workers=False)
+    return TCPStore(*address, is_master=rank() == 0 and not is_served, wait_for_workers=False)
 
 
 @cache
@@ -143,7 +156,7 @@ def _store_of_all() -> Store:
     PyTorch would take the agent's itself, in which processes find the addresses of those that were
     ended by a restart.
     """
-    if _rank() == 0:
+    if rank() == 0:
         store = TCPStore(os.environ["MASTER_ADDR"], 0, is_master=True, wait_for_workers=False)
         _agent_store().set(_PORT, str(store.port))
     else:

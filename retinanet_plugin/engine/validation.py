@@ -1,5 +1,6 @@
 """What is watched on test sets beside AP: detections, what anchors can reach at all, losses."""
 
+import itertools
 import os
 from collections import Counter
 from typing import Any
@@ -94,13 +95,12 @@ def validation_losses(cfg: CfgNode, model: ModularRetinaNet, dataset_name: str) 
         return {}
     mapper = RetinaNetMapper(cfg, True, augmentations=build_augmentation(cfg, is_train=False))
     loader = build_test_loader(cfg, dataset_name, mapper)
-    sums: Counter[str] = Counter()
     with inference_context(model):
-        for inputs in loader:
-            sums.update(_summed_losses(model, inputs))
+        losses = [_summed_losses(model, inputs) for inputs in loader]
     totals: Counter[str] = Counter()
-    for of_process in comm.all_gather(sums):
-        totals.update(of_process)
+    # In the order of the images, so that the sums are those of one process to the last bit.
+    for of_image in itertools.chain(*comm.all_gather(losses)):
+        totals.update(of_image)
     means = {
         f"val_{name}": totals[name] / max(1.0, totals[_WEIGHT + name])
         for name in totals
