@@ -17,7 +17,7 @@ from PIL import Image
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.data.images.read_image import read_image
-from retinanet_plugin.deploy.folded_norms import fold_norms
+from retinanet_plugin.deploy.cpu_convolutions import dilate_pointwise, fold_norms
 from retinanet_plugin.deploy.pictures import images_in, to_picture
 from retinanet_plugin.engine import Trainer
 
@@ -72,6 +72,32 @@ def test_norms_of_a_batch_are_not_folded(small_cfg):
     before = str(model)
     fold_norms(model)
     assert str(model) == before
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_one_thread_leaves_1x1_convolutions_to_onednn(one_thread):
+    model = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 1), torch.nn.Conv2d(64, 32, 3)).eval()
+    images = torch.rand(1, 32, 60, 80)
+    with torch.no_grad():
+        expected = model(images)
+        assert "thnn" in operators(model, images)
+        dilate_pointwise(model)
+        assert "thnn" not in operators(model, images)
+        torch.testing.assert_close(model(images), expected)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def operators(model, images):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(images)
+    return " ".join(event.key for event in profile.key_averages())
 
 
 def test_config_and_weights_are_as_good_as_a_checkpoint(detector, predictor):

@@ -14,6 +14,7 @@ from ..execution import Execution
 from ..head import split_anchors
 from ..meta_arch import ModularRetinaNet
 from ..weights.checkpoint_contents import describe_training
+from .cpu_convolutions import dilate_pointwise
 from .torch_network import TorchNetwork
 
 INPUT = "images"
@@ -36,6 +37,7 @@ class ExportedGraph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         self.model.execution = Execution(fast_cpu_conv=False)
+        dilate_pointwise(self.model, 1)
 
     @property
     def divisor(self) -> int:

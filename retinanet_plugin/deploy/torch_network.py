@@ -17,7 +17,7 @@ from ..weights.building import check_model
 from ..weights.checkpoint_contents import class_names_of, described_training
 from ..weights.loading import load_all_weights
 from ..weights.weight_files import read_weights
-from .folded_norms import fold_norms
+from .cpu_convolutions import dilate_pointwise, fold_norms
 from .pictures import Preprocessing
 
 
@@ -38,11 +38,14 @@ class TorchNetwork:
         cfg.MODEL.DEVICE = _device(device or cfg.MODEL.DEVICE, required=bool(device))
         retinanet = cfg.MODEL.RETINANET
         self.runs_on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-        if self.runs_on_cpu and not (retinanet.FAST_CPU_CONV and PROCESSOR_GAINS):
+        takes_pytorchs = self.runs_on_cpu and not (retinanet.FAST_CPU_CONV and PROCESSOR_GAINS)
+        if takes_pytorchs:
             retinanet.CHANNELS_LAST = True  # PyTorch's convolutions are faster so
         model = load_model(cfg)
         if self.runs_on_cpu and not retinanet.COMPILE:
             fold_norms(model)
+            if takes_pytorchs and torch.backends.mkldnn.is_available():
+                dilate_pointwise(model)
         self.cfg = cfg
         self.model = model
         self.class_names = class_names
