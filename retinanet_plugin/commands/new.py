@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> None:
             f"--budget {in_words(args.budget)} is no time to train in, to start and to evaluate "
             f"take most of it: give it {in_words(LEAST_BUDGET)} or more"
         )
-    check_weights(args.weights, key="--weights", without="leave it out: training starts from none")
+    check_weights(
+        args.weights, key="--weights", without="leave it out to train from random weights"
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wishes = _wishes(args, device)
 
