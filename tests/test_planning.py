@@ -1,5 +1,6 @@
 """From facts of the data and measured times to a plan: no timing, no model, no files."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,12 @@ from retinanet_plugin.data.planning.crops import choose_views
 from retinanet_plugin.data.planning.durations import in_words
 from retinanet_plugin.data.planning.flips import choose_flip
 from retinanet_plugin.data.planning.image_size import choose_image_size, small_side
-from retinanet_plugin.data.planning.network import base_of, base_path, choose_precision
+from retinanet_plugin.data.planning.network import (
+    base_of,
+    base_path,
+    choose_network,
+    choose_precision,
+)
 from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
 from retinanet_plugin.data.planning.schedule import START_SECONDS, plan_schedule
 
@@ -227,6 +233,24 @@ def test_times_in_words(seconds, words):
 
 
 # ------------------------------------------------------------------ the whole plan and its text
+
+
+def test_a_processor_gets_a_small_network_and_a_gpu_or_weights_a_resnet_50():
+    def network(device, weights):
+        cfg = load_config(base_path(base_of(weights)))
+        cfg.merge_from_list(options(choose_network(device, weights)))
+        return cfg.MODEL.FPN.BOTTOM_UP, cfg.MODEL.RESNETS.DEPTH
+
+    assert network("cpu", "") == ("build_basic_resnet_backbone", 10)
+    assert network("cuda", "") == ("build_resnet_backbone", 50)
+    assert network("cpu", "R-50.pkl") == ("build_resnet_backbone", 50)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (4, 2), (64, 4)])
+def test_cores_that_a_process_may_use_load_images(cores, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    values = {x.key: x.value for x in choose_network("cpu", "")}
+    assert values["DATALOADER.NUM_WORKERS"] == workers
 
 
 def test_bfloat16_only_where_it_is_faster():
