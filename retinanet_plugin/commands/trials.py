@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import CfgNode
 
 from ..engine import Trainer
@@ -151,7 +152,7 @@ class Trials:
     def _train_missing(
         self, jobs: int, deadline: float, prepare: Any, evaluate: Any
     ) -> Iterator[tuple[Trial, Scores]]:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, torch.get_num_threads() // jobs)
         running: dict[Future[Scores], Trial] = {}
         with ProcessPoolExecutor(
             jobs, multiprocessing.get_context("spawn"), begin, (threads, prepare)
