@@ -169,6 +169,10 @@ CROP = ("INPUT.CROP.ENABLED", True)
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 2)"], ["SOLVER.STEPS", "SOLVER.MAX_ITER, 2"]),
         (["TEST.EARLY_STOP_PATIENCE", 3], ["PATIENCE is 3 but nothing is evaluated"]),
         (
+            ["SOLVER.WEIGHT_AVERAGE.NAME", "swa", "SOLVER.WEIGHT_AVERAGE.PERIOD", 90001],
+            ["START is 0 and PERIOD 90001, so that no weights are averaged by SOLVER.MAX_ITER"],
+        ),
+        (
             ["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 38.5, 0.2]]", "DATASETS.TEST", "()"],
             ["TEST.EXPECTED_RESULTS", "0 data sets"],
         ),

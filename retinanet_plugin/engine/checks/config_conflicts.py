@@ -121,6 +121,12 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.STEPS is {solver.STEPS} and has SOLVER.MAX_ITER, {solver.MAX_ITER}, where "
             "nothing is trained any more: take it out"
         )
+    average = solver.WEIGHT_AVERAGE
+    if average.NAME and average.START + average.PERIOD > solver.MAX_ITER:
+        yield (
+            f"SOLVER.WEIGHT_AVERAGE.START is {average.START} and PERIOD {average.PERIOD}, so that "
+            f"no weights are averaged by SOLVER.MAX_ITER {solver.MAX_ITER}: set smaller ones"
+        )
     patience = cfg.TEST.EARLY_STOP_PATIENCE
     if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         yield (
