@@ -44,6 +44,16 @@ def write_whole_file(path: str, write: Callable[[BinaryIO], object], remedy: str
         ) from error
 
 
+def refuse_existing(*paths: str) -> None:
+    """
+    Raises:
+        UserError: one of them is there.
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            raise UserError(f"{path} exists already: delete it, or name another")
+
+
 def remove_leftovers(folder: str) -> None:
     """Remove the half-written checkpoints of processes that were killed."""
     for name in os.listdir(folder):

@@ -1,6 +1,7 @@
 """python -m retinanet_plugin export: each format detects what PyTorch does."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from conftest import ROOT, assert_equal_detections
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from small_detector import write_small_detector
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.data.images.read_image import read_image
+from retinanet_plugin.deploy.comparison import differences
 from retinanet_plugin.deploy.exported_graph import exported_graph
 from retinanet_plugin.deploy.plain_detectron2 import write_detectron2
 from retinanet_plugin.engine import Checkpointer
@@ -87,6 +90,13 @@ def assert_detects_the_same(path, detector):
 
 def test_onnx_detects_the_same_in_batches_of_any_size(onnx_file, detector):
     assert_detects_the_same(onnx_file, detector)
+
+
+def test_onnx_has_1x1_convolutions_as_they_were(onnx_file):
+    import onnx
+
+    dilations = [x for node in onnx.load(onnx_file).graph.node for x in node.attribute]
+    assert {tuple(x.ints) for x in dilations if x.name == "dilations"} == {(1, 1)}
 
 
 def test_onnx_says_what_it_is(onnx_file):
@@ -207,7 +217,7 @@ print("telemetry:", sys.modules["openvino_telemetry"])
     assert "telemetry: None" in ran.stdout
 
 
-def test_plain_detectron2_opens_its_export(tmp_path, small_cfg):
+def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
     config = tmp_path / "small.yaml"
     small_cfg.INPUT.MIN_SIZE_TEST, small_cfg.INPUT.MAX_SIZE_TEST = 96, 128
     config.write_text(small_cfg.dump())
@@ -218,6 +228,7 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg):
     cfg.merge_from_file(str(output))
     plain = DefaultPredictor(cfg)
     assert type(plain.model).__module__.startswith("detectron2.")
+    assert "the same within" in capsys.readouterr().out
     for path in detector.files:
         found = plain(read_image({"file_name": str(path)}, "BGR"))["instances"]
         assert_equal_detections([found], Predictor(detector.weights)(path))
@@ -261,6 +272,35 @@ def test_plain_detectron2_is_not_given_what_it_lacks(key, value, small_cfg, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("output", "there"),
+    [
+        (["onnx", "model.onnx"], "model.onnx"),
+        (["openvino", "model.xml"], "model.bin"),
+        (["detectron2", "model.yaml"], "model.pth"),
+    ],
+)
+def test_files_that_are_there_stay(output, there, detector, tmp_path):
+    (tmp_path / there).write_text("mine")
+    kind, name = output
+    with pytest.raises(SystemExit, match=f"error: .*{there} exists already: delete it, or name an"):
+        export(kind, detector.weights, tmp_path / name)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(there, "mine")]
+
+
+def test_detections_of_equal_scores_are_the_same_in_any_order():
+    boxes = Boxes(torch.tensor([[0.0, 0, 9, 9], [5, 5, 20, 20], [30, 30, 40, 40]]))
+    scores, classes = torch.tensor([0.5, 0.5, 0.4]), torch.tensor([0, 1, 0])
+    found = Instances((50, 50), pred_boxes=boxes, scores=scores, pred_classes=classes)
+    assert differences(found, found[[1, 0, 2]]) == (0, 0)
+    moved = Boxes(boxes.tensor + 0.05)
+    other = Instances((50, 50), pred_boxes=moved, scores=scores - 0.1, pred_classes=classes)
+    assert differences(found, other) == pytest.approx((0.1, 0.05), abs=1e-5)
+    assert differences(found, found[:2]) == (math.inf, math.inf)
+    other.pred_classes = torch.tensor([0, 0, 0])
+    assert differences(found, other) == (math.inf, math.inf)
+
+
 def test_anchors_that_a_file_does_not_describe_are_refused(small_cfg):
     small_cfg.MODEL.ANCHOR_GENERATOR.NAME = "WholePixelAnchorGenerator"
     model = build_model(small_cfg)
@@ -272,6 +312,12 @@ def test_onnx_files_of_others_and_halves_are_sentences(onnx_file, tmp_path):
     import onnx
 
     other = onnx.load(onnx_file)
+    kept = [x for x in other.metadata_props if x.key != "padding"]
+    del other.metadata_props[:]
+    other.metadata_props.extend(kept)
+    onnx.save(other, tmp_path / "older.onnx")
+    with pytest.raises(UserError, match=r"was exported by version \d.* of this package, which"):
+        Predictor(tmp_path / "older.onnx")
     del other.metadata_props[:]
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(UserError, match="does not say what it was made from"):

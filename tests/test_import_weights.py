@@ -335,7 +335,7 @@ def test_command_writes_a_model_that_predicts(states, tmp_path, capsys):
     cfg = load_config(str(output / "config.yaml"))
     assert cfg.MODEL.WEIGHTS == str(output / "model.pth")
     assert Predictor(output / "model.pth").class_names == ["a", "b", "c"]
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already"):
         main(arguments)
 
 

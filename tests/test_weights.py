@@ -555,3 +555,9 @@ def test_convert_weights_of_the_zoo(state, new_model, save, tmp_path, suffix):
 def test_convert_weights_to_another_kind(state, save, tmp_path):
     with pytest.raises(SystemExit, match=r"weights can be written as \.safetensors or \.pth, not"):
         main(["convert-weights", save(state), str(tmp_path / "weights.onnx")])
+
+
+def test_convert_weights_writes_over_nothing(state, save):
+    source = save(state)
+    with pytest.raises(SystemExit, match=f"error: {source} exists already: delete it, or name an"):
+        main(["convert-weights", source, source])

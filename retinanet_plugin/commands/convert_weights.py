@@ -8,6 +8,7 @@ import argparse
 import os
 
 from ..weights.weight_files import read_weights, write_weights
+from ..whole_files import refuse_existing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    refuse_existing(args.output)
     checkpoint = read_weights(args.input, "the file")
     write_weights(args.output, checkpoint)
     classes = checkpoint.get("class_names") or ()

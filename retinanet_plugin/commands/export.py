@@ -2,7 +2,7 @@
 
 onnx: for onnxruntime and others. openvino: for Intel's and other processors, with --int8 in 8 bits.
 torch: a program of torch.export. detectron2: config and weights that plain Detectron2 opens.
-Predictor and predict take the files as they take a checkpoint.
+Predictor, predict and report take the files as they take a checkpoint.
 """
 
 import argparse
@@ -15,8 +15,10 @@ from ..deploy.pictures import Source, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
+from ..whole_files import refuse_existing
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
+_BESIDE = {"openvino": [".bin"], "detectron2": [".pth"]}  # of weights
 _MOST_COMPARED = 50
 _MOST_CALIBRATED = 300
 
@@ -47,19 +49,17 @@ def run(args: argparse.Namespace) -> None:
     images = _checked(args)
     config, weights = args.config, args.weights
     cfg, class_names = read_config(config, weights, ()) if config else read_described(weights, ())
+    cfg.MODEL.DEVICE = "cpu"
     if args.format == "detectron2":
-        cfg.MODEL.DEVICE = "cpu"
         write_detectron2(cfg, args.output)
-        print(f"wrote a config and weights for plain Detectron2: {args.output}")
-        return
     # What is written computes in float32, and is compared with that.
     cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
-    network = TorchNetwork(cfg, class_names, device="cpu")
+    network = TorchNetwork(cfg, class_names)
     if args.format == "onnx":
         write_onnx(network, args.output, args.nms)
     elif args.format == "torch":
         write_program(network, args.output)
-    else:
+    elif args.format == "openvino":
         write_openvino(network, args.output, images[:_MOST_CALIBRATED] if args.int8 else [])
     compared = images if args.truth else images[:_MOST_COMPARED]
     comparison = compare(network, Predictor(args.output), compared, args.truth)
@@ -73,6 +73,8 @@ def _checked(args: argparse.Namespace) -> list[Source]:
     suffix = SUFFIXES[args.format]
     if os.path.splitext(args.output)[1] != suffix:
         raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
+    stem = os.path.splitext(args.output)[0]
+    refuse_existing(args.output, *(stem + other for other in _BESIDE.get(args.format, ())))
     if args.int8 and args.format != "openvino":
         raise UserError(f"--int8 is for openvino, not {args.format}: leave it out")
     if args.nms and args.format != "onnx":

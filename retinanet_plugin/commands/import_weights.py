@@ -8,8 +8,9 @@ model.pth, which predict and Predictor take, and config.yaml for train_net.py.
 import argparse
 
 from ..foreign_weights import FORMATS, write_model
-from ..foreign_weights.translated import refuse_existing
+from ..foreign_weights.translated import paths_in
 from ..weights.weight_files import read_weights
+from ..whole_files import refuse_existing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    refuse_existing(args.output)
+    refuse_existing(*paths_in(args.output))
     source = f"the file {args.file}"
     checkpoint = read_weights(args.file, "the file")
     model = FORMATS[args.format](checkpoint, args.class_names, source)

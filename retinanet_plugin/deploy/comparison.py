@@ -83,8 +83,8 @@ def compare(
         times[1].append(time.perf_counter() - middle)
         both[0].append(expected)
         both[1].append(found)
-        differences = _differences(expected, found)
-        score, pixels = max(score, differences[0]), max(pixels, differences[1])
+        of_image = differences(expected, found)
+        score, pixels = max(score, of_image[0]), max(pixels, of_image[1])
     medians = (statistics.median(times[0]), statistics.median(times[1]))
     counts = [sum(map(len, found)) for found in both]
     precisions = None
@@ -95,13 +95,21 @@ def compare(
     return Comparison(len(images), counts[0], counts[1], score, pixels, medians, precisions)
 
 
-def _differences(expected: Instances, found: Instances) -> tuple[float, float]:
+def differences(expected: Instances, found: Instances) -> tuple[float, float]:
+    """The largest in score and in pixels between detections and their counterparts.
+
+    That is the nearest box of the class that is no other's: of scores that are equal but for
+    rounding, either can come first.
+    """
     if len(expected) != len(found):
-        return float("inf"), float("inf")
-    if not len(found):
-        return 0.0, 0.0
-    scores = (expected.scores - found.scores).abs().max()
-    boxes = (expected.pred_boxes.tensor - found.pred_boxes.tensor).abs().max()
-    if not expected.pred_classes.equal(found.pred_classes):
-        return float("inf"), float("inf")
-    return float(scores), float(boxes)
+        return math.inf, math.inf
+    boxes, others = expected.pred_boxes.tensor, found.pred_boxes.tensor
+    distances = (boxes[:, None] - others).abs().amax(-1)
+    distances[expected.pred_classes[:, None] != found.pred_classes] = math.inf
+    score = pixels = 0.0
+    for i in range(len(expected)):
+        nearest = int(distances[i].argmin())
+        pixels = max(pixels, float(distances[i, nearest]))
+        score = max(score, float(abs(expected.scores[i] - found.scores[nearest])))
+        distances[:, nearest] = math.inf
+    return (score, pixels) if math.isfinite(pixels) else (math.inf, math.inf)

@@ -46,8 +46,7 @@ class ExportedNetwork:
             self._detects = described["decoding"]["in_graph"]
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(
-                f"{path} does not say what it was made from: export it with python -m "
-                "retinanet_plugin export"
+                f"{path} {_lack(notes)}: export it with python -m retinanet_plugin export"
             ) from error
         before = self.cfg.clone()
         merge_options(self.cfg, opts)
@@ -80,6 +79,15 @@ class ExportedNetwork:
     def _detected(self, image: np.ndarray, size: tuple[int, int]) -> Instances:
         boxes, scores, classes = (torch.as_tensor(x) for x in self._run(image))
         return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+
+
+def _lack(notes: dict[str, str]) -> str:
+    """Why a file does not say what this version reads."""
+    try:
+        version = json.loads(notes["versions"])["retinanet_plugin"]
+    except (KeyError, ValueError, TypeError):
+        return "does not say what it was made from"
+    return f"was exported by version {version} of this package, which described models otherwise"
 
 
 class _Decoder:

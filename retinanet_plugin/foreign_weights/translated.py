@@ -14,7 +14,7 @@ from ..config import add_retinanet_config
 from ..errors import UserError
 from ..weights.checkpoint_contents import describe_training
 from ..weights.weight_files import write_weights
-from ..whole_files import write_whole_file
+from ..whole_files import refuse_existing, write_whole_file
 
 BACKBONE = "backbone.bottom_up."
 # What every config has in common, as configs/Base-RetinaNet.yaml has it: a config that is written
@@ -91,8 +91,8 @@ def write_model(model: Translated, folder: str) -> tuple[str, str]:
     Raises:
         UserError: one of them is there, or cannot be written.
     """
-    refuse_existing(folder)
     weights, config = paths_in(folder)
+    refuse_existing(weights, config)
     notes = {**describe_training(model.config()), "class_names": model.class_names}
     write_weights(weights, {"model": model.weights, **notes})
     settings = {"MODEL.WEIGHTS": os.path.abspath(weights), **_RETINANET, **model.settings}
@@ -106,16 +106,6 @@ def write_model(model: Translated, folder: str) -> tuple[str, str]:
             os.unlink(weights)  # nothing, or both
         raise
     return weights, config
-
-
-def refuse_existing(folder: str) -> None:
-    """
-    Raises:
-        UserError: there is a model in it.
-    """
-    for path in paths_in(folder):
-        if os.path.lexists(path):
-            raise UserError(f"{path} is there already: name another folder, or move it away")
 
 
 def paths_in(folder: str) -> tuple[str, str]:
