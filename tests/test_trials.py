@@ -67,6 +67,8 @@ def test_results_are_read_on_any_machine_and_their_best_rate_counts(rows, tmp_pa
     path = tmp_path / "results.jsonl"
     found = Trials(rows, SEEDS, str(path))
     assert found.best("plain") is None
+    write(path, results(found, {Trial("plain", 0.1, 1): 3.0}))
+    assert Trials(rows, SEEDS, str(path)).best("plain") == (0.1, False, [{"AP": 3.0}])
     aps = {(0.1, 1): 3.0, (0.2, 1): 7.0, (0.4, 1): 5.0, (0.2, 3): 6.0}
     write(path, results(found, {Trial("plain", *key): ap for key, ap in aps.items()}))
     for row in rows.values():

@@ -47,10 +47,18 @@ ROWS = {
 }
 
 
+def positive_rate(text: str) -> float:
+    """The type of an option that is a learning rate."""
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no learning rate: give one above 0")
+    return rate
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
-        "--learning-rates", type=float, nargs="+", default=[0.1, 0.2, 0.4], metavar="LR",
+        "--learning-rates", type=positive_rate, nargs="+", default=[0.1, 0.2, 0.4], metavar="LR",
         help="each row tries these first (default: 0.1 0.2 0.4)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=natural_number, nargs="+", default=[1, 2, 3])

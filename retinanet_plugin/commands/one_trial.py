@@ -6,14 +6,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
-from ..config import load_config
+from ..config import flattened, load_config
 from ..data.annotations.coco_json import register_coco_json
 from ..engine import Trainer
 from ..engine.console_log import quiet
@@ -28,19 +28,11 @@ _MAY_DIFFER = ("MODEL.DEVICE", "DATASETS.COCO_JSON", "DATALOADER.NUM_WORKERS", "
 
 def changed_values(cfg: CfgNode) -> dict[str, Any]:
     """What is not the default, by keys, without what only this machine is asked for."""
-    default = dict(_values(load_config("")))
+    default = dict(flattened(load_config("")))
     changed = {
-        key: x for key, x in _values(cfg) if key not in _MAY_DIFFER and x != default.get(key)
+        key: x for key, x in flattened(cfg) if key not in _MAY_DIFFER and x != default.get(key)
     }
     return json.loads(json.dumps(changed))  # with lists for tuples
-
-
-def _values(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _values(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def begin(num_threads: int, prepare: Callable[[], None] | None) -> None:

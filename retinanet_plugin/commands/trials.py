@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -139,8 +139,9 @@ class Trials:
         if not rates:
             return None
         lr = best_rate(rates, first, aps)
+        is_inside = len(self.rows[row].rates) == 1 or rates[0] < lr < rates[-1]
         scores = [self.results[Trial(row, lr, seed)] for seed in self.seeds if (lr, seed) in aps]
-        return lr, not is_at_an_end(lr, rates), scores
+        return lr, is_inside, scores
 
     def config(self, trial: Trial) -> CfgNode:
         cfg = self.rows[trial.row].cfg.clone()
@@ -154,25 +155,27 @@ class Trials:
     ) -> Iterator[tuple[Trial, Scores]]:
         threads = max(1, torch.get_num_threads() // jobs)
         running: dict[Future[Scores], Trial] = {}
-        with ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), begin, (threads, prepare)
-        ) as pool:
-            while True:
-                missing = [x for x in self._needed() if x not in running.values()]
-                missing = [x for x in missing if x not in self.results and x not in self.failed]
-                for trial in missing[: jobs - len(running)]:
-                    running[pool.submit(train, self.config(trial), evaluate)] = trial
-                if not running:
-                    return
-                left = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
-                complete, _ = wait(running, left, FIRST_COMPLETED)
-                if not complete:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, spawn, begin, (threads, prepare)) as pool:
+            try:
+                while True:
+                    for trial in self._missing(running.values())[: jobs - len(running)]:
+                        running[pool.submit(train, self.config(trial), evaluate)] = trial
+                    left = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+                    complete, _ = wait(running, left, FIRST_COMPLETED)
+                    if not complete:
+                        return
+                    for future in complete:
+                        trial = running.pop(future)
+                        yield trial, self._take(trial, future)
+            finally:
+                if running:  # the time is over, or the call is interrupted
                     for process in multiprocessing.active_children():
                         process.terminate()
-                    return
-                for future in complete:
-                    trial = running.pop(future)
-                    yield trial, self._take(trial, future)
+
+    def _missing(self, running: Collection[Trial]) -> list[Trial]:
+        known = {*self.results, *self.failed, *running}
+        return [trial for trial in self._needed() if trial not in known]
 
     def _take(self, trial: Trial, future: Future[Scores]) -> Scores:
         try:
