@@ -146,6 +146,7 @@ class RetinaNetInference(nn.Module):
         scores = logits[index].float().sigmoid_()
         if ious is not None:
             scores = scores * ious[index[:3]].float().sigmoid()
+        # Not after the best are taken: how equal scores are ordered depends on what else is there.
         (above,) = (scores > self.score_thresh).nonzero(as_tuple=True)
         scores, best = best_scores(scores[above], self.topk_candidates)
         best = above[best]
