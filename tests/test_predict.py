@@ -85,9 +85,10 @@ def test_all_formats_of_a_folder(detector, tmp_path):
 
 def test_without_truth_images_and_categories_are_counted_from_1(detector, tmp_path):
     predict(detector, detector.files[1], detector.files[0], "--output", tmp_path)
-    listed = json.loads((tmp_path / "images.json").read_text())
+    listed = json.loads((tmp_path / "annotations.json").read_text())
     assert [image["id"] for image in listed["images"]] == [1, 2]
-    assert listed["images"][0]["file_name"] == str(detector.files[1])
+    assert listed["images"][0]["path"] == str(detector.files[1])
+    assert listed["images"][0]["file_name"] == detector.files[1].name
     assert [(c["id"], c["name"]) for c in listed["categories"]] == [(1, "bee"), (2, "ant")]
 
 
@@ -117,7 +118,7 @@ def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
     looked_at.clear()
     predict(detector, detector.images, "--output", parts)
     assert looked_at == [str(path) for path in detector.files[2:]]
-    for name in ("predictions.json", "images.json", "detections.jsonl"):
+    for name in ("predictions.json", "annotations.json", "detections.jsonl"):
         assert (parts / name).read_text() == (whole / name).read_text(), number
     looked_at.clear()
     predict(detector, detector.images, "--output", parts)
@@ -201,8 +202,8 @@ def test_with_truth_the_ids_are_its_own(detector, tmp_path):
     predict(detector, detector.files[1], "--output", tmp_path)
     truth = detector.folder / "truth.json"
     predict(detector, detector.files[1], "--output", tmp_path, "--truth", truth)
-    listed = json.loads((tmp_path / "images.json").read_text())
-    assert [(image["id"], image["file_name"]) for image in listed["images"]] == [
+    listed = json.loads((tmp_path / "annotations.json").read_text())
+    assert [(image["id"], image["path"]) for image in listed["images"]] == [
         (11, str(detector.files[1]))
     ]
     assert [(c["id"], c["name"]) for c in listed["categories"]] == [(3, "bee"), (7, "ant")]
@@ -284,7 +285,7 @@ def test_unreadable_files_are_named_and_left_out(detector, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"error: 1 of 7 files could not be read.*bad\.png"):
         predict(detector, folder, "--output", tmp_path / "out")
     assert "WARNING: the image" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 6
+    assert len(json.loads((tmp_path / "out/annotations.json").read_text())["images"]) == 6
 
 
 def test_two_files_of_one_name(detector, tmp_path):

@@ -173,19 +173,19 @@ def test_what_is_written_beside_results_tells_other_images_and_categories(place)
         "images": [{"id": 0, "file_name": "elsewhere/0.png"}, {"id": 7, "file_name": "7.png"}],
         "categories": [{"id": 0, "name": "cat"}],
     }
-    write(place / "images.json", described)
+    write(place / "annotations.json", described)
     report(place, output="again")
     described["images"][0]["file_name"] = "1.png"
-    write(place / "images.json", described)
+    write(place / "annotations.json", described)
     assert_fails(place, "other ids than .*: the image 0 is 1.png in .*, and .*0.png in the truth")
     described["images"][0]["file_name"] = str(place / "truth.json")  # here, and of another size
-    write(place / "images.json", described)
+    write(place / "annotations.json", described)
     assert_fails(place, "the image 0 is .*truth.json in")
     described["images"] = []
     described["categories"] = [{"id": 1, "name": "cat"}]
-    write(place / "images.json", described)
+    write(place / "annotations.json", described)
     assert_fails(place, "the category 1 is cat in .*, and dog in the truth")
-    (place / "images.json").rename(place / "coco_instances_truth.json")  # as after a training
+    (place / "annotations.json").rename(place / "coco_instances_truth.json")  # as after a training
     assert_fails(place, "the category 1 is cat in")
 
 

@@ -145,6 +145,6 @@ def test_detections_are_those_of_one_process(detector, tmp_path):
     command = ["predict", str(detector.weights), str(tmp_path / "images"), "--output"]
     failed = [torchrun(num, run_command, [*command, str(tmp_path / f"{num}")]) for num in (1, 3)]
     assert all(failed)  # exit status 1, for the image
-    for name in ("detections.jsonl", "predictions.json", "images.json"):
+    for name in ("detections.jsonl", "predictions.json", "annotations.json"):
         assert (tmp_path / "3" / name).read_text() == (tmp_path / "1" / name).read_text(), name
     assert not list((tmp_path / "3").glob("detections-*"))

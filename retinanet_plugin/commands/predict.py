@@ -27,7 +27,7 @@ from .arguments import positive_number
 
 # And what each writes in the folder of the output.
 FORMATS = {
-    "coco": ["predictions.json", "images.json"],
+    "coco": ["predictions.json", "annotations.json"],
     "yolo": ["labels", "classes.txt"],
     "csv": ["predictions.csv"],
     "images": ["images", "videos"],

@@ -86,8 +86,8 @@ class Ids:
 def write_coco(
     folder: str, records: Sequence[Record], class_names: Sequence[str], ids: Ids
 ) -> None:
-    """``predictions.json``, a list of COCO's results, and ``images.json``, which says what its ids
-    of images and categories stand for."""
+    """``predictions.json``, a list of COCO's results, and ``annotations.json``, the same as a data
+    set that annotation tools read; its ``path`` of an image is what was detected in."""
     image_ids = [ids.image_id(number, record) for number, record in enumerate(records, 1)]
     results = [
         {
@@ -98,24 +98,31 @@ def write_coco(
         for image_id, record in zip(image_ids, records)
         for detection in record["detections"]
     ]
+    folders = [os.path.dirname(record["path"]) for record in records]
+    root = os.path.commonpath(folders) if folders else ""
     images = [
         {
             "id": image_id,
-            "file_name": record["path"],
+            "file_name": os.path.relpath(record["path"], root),
+            "path": record["path"],
             "width": record["width"],
             "height": record["height"],
             **({} if record["frame"] is None else {"frame": record["frame"]}),
         }
         for image_id, record in zip(image_ids, records)
     ]
+    annotations = [
+        {"id": i, **result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for i, result in enumerate(results, 1)
+    ]
     classes = {detection["category_id"] for record in records for detection in record["detections"]}
     count = len(class_names) or max(classes, default=-1) + 1
     categories = [{"id": ids.category_id(i), "name": name_of(i, class_names)} for i in range(count)]
-    described = os.path.join(folder, "images.json")
+    path = os.path.join(folder, "annotations.json")
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(described)  # of a run before, whose ids may be others
+        os.unlink(path)  # of a run before, whose ids may be others
     _write_json(os.path.join(folder, "predictions.json"), results)
-    _write_json(described, {"images": images, "categories": categories})
+    _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
 
 
 def write_yolo(folder: str, records: Sequence[Record], class_names: Sequence[str]) -> None:

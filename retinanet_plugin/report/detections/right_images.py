@@ -16,7 +16,7 @@ from .matching import Matches, match_detections
 from .overlaps import find_overlaps
 
 # What this package writes beside results: which files the ids stand for.
-DESCRIPTIONS = ("images.json", "coco_instances_truth.json")
+DESCRIPTIONS = ("annotations.json", "coco_instances_truth.json")
 FEWEST_IMAGES = 10  # of which chance is told apart
 MOST_OUTSIDE = 0.01  # the share of detections whose middle is outside of their image
 
@@ -93,9 +93,9 @@ def _read(path: str) -> tuple[dict[Any, str], dict[Any, str]]:
     try:
         with open(path, "rb") as file:
             content = json.load(file)
-        files = {image["id"]: image["file_name"] for image in content["images"]}
+        files = {x["id"]: x.get("path", x["file_name"]) for x in content["images"]}
         return files, {category["id"]: category["name"] for category in content["categories"]}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}, {}
 
 
