@@ -126,6 +126,9 @@ def _add_data(cfg: CfgNode) -> None:
     # Training sees squares of the largest MIN_SIZE_TRAIN, cut from images at a random scale between
     # these two, or padded; at 1 the whole image just fits in. []: ResizeShortestEdge.
     cfg.INPUT.SCALE_JITTER = []
+    # Training decodes a JPEG file at a half, a quarter or an eighth of its size where that is no
+    # smaller than it is looked at.
+    cfg.INPUT.JPEG_DRAFT = False
 
 
 def _add_training(cfg: CfgNode) -> None:

@@ -298,6 +298,35 @@ def test_boxes_of_whole_pixels_are_not_rounded_when_images_are_resized(small_cfg
     assert torch.allclose(boxes[0], scale * torch.tensor([10.0, 10, 30, 30]))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize(("size", "shrink"), [((801, 603), 4), ((403, 300), 2), ((199, 198), 1)])
+def test_large_jpegs_are_decoded_smaller(tmp_path, small_cfg, size, shrink, orientation):
+    """A white box in black, at its place in what is trained on, in whatever size it was decoded."""
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    picture = Image.new("RGB", size)
+    picture.paste((255, 255, 255), (64, 32, 128, 160))
+    picture.save(path, exif=exif, quality=95)
+    whole = detectron2s_read_image(str(path), "BGR")
+    ys, xs = np.nonzero(whole[..., 0] > 128)
+    box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+    height, width = whole.shape[:2]
+    record = {"file_name": str(path), "height": height, "width": width}
+    small = read_image(dict(record), "BGR", enough=200)
+    assert small.shape == (-(-height // shrink), -(-width // shrink), 3)
+
+    small_cfg.INPUT.JPEG_DRAFT, small_cfg.INPUT.RANDOM_FLIP = True, "none"
+    small_cfg.INPUT.MIN_SIZE_TRAIN, small_cfg.INPUT.MIN_SIZE_TEST = (150,), 150
+    small_cfg.INPUT.MAX_SIZE_TRAIN = small_cfg.INPUT.MAX_SIZE_TEST = 200
+    sample = RetinaNetMapper(small_cfg, True)({**record, "annotations": [annotation(box)]})
+    (x1, y1, x2, y2) = sample["instances"].gt_boxes.tensor[0].round().int().tolist()
+    white = sample["image"][0] > 128
+    assert white[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].all()
+    assert abs(int(white.sum()) - (x2 - x1) * (y2 - y1)) < 0.15 * int(white.sum())
+    with pytest.raises(UserError, match=f"is {width} x {height} pixels"):
+        read_image({**record, "width": width + 1}, "BGR", enough=200)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_regions_move_with_the_boxes(small_cfg, record, seed):
     """Crops, sizes and flips: the same box as an object and as a region stays the same."""

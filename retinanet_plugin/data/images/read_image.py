@@ -10,8 +10,11 @@ from PIL import Image, UnidentifiedImageError
 
 from ...errors import UserError
 
+_JPEG_SHRINKS = (8, 4, 2)  # that decoders of JPEG have
+_ORIENTATION, _SIDEWAYS = 274, (5, 6, 7, 8)  # of EXIF
 
-def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+
+def read_image(record: dict[str, Any], image_format: str, enough: int = 0) -> np.ndarray:
     """The picture of a record of Detectron2's data sets, in the size that its annotations have.
 
     8-bit colours and greys are read as ``detection_utils.read_image`` does: turned by their EXIF
@@ -23,6 +26,8 @@ def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
         record: with ``file_name``; ``image_id`` names the image in messages. ``width`` and
             ``height`` are compared, and set where they are missing.
         image_format: ``INPUT.FORMAT``.
+        enough: pixels of the longer edge that are enough. Of a JPEG file of two, four or eight
+            times as many only these are decoded, which is fast; 0: all pixels.
 
     Returns:
         (H, W, C), uint8; float for the format YUV-BT.601.
@@ -33,14 +38,14 @@ def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
     """
     try:
         with PathManager.open(record["file_name"], "rb") as f:
-            picture = _decoded(f)
+            picture, size = _decoded(f, enough)
         image = detection_utils.convert_PIL_to_numpy(picture, image_format)
     except Exception as error:  # decoders raise anything for a damaged file
         raise UserError(
             f"{_name(record)} cannot be read ({_reason(error)}): replace the file, or remove it "
             "from the annotations"
         ) from error
-    _check_size(record, image)
+    _check_size(record, np.broadcast_to(image[:1, :1], (size[1], size[0], *image.shape[2:])))
     return image
 
 
@@ -49,14 +54,25 @@ def _name(record: dict[str, Any]) -> str:
     return f"the image {record['file_name']}{image_id}"
 
 
-def _decoded(file: Any) -> Image.Image:
-    """The picture in ``file``, 8 bits a channel, turned by its EXIF orientation."""
+def _decoded(file: Any, enough: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture in ``file``, 8 bits a channel, turned by its EXIF orientation; width and height
+    that it has in whole."""
     picture = Image.open(file)
+    size = picture.size
+    if enough and picture.format == "JPEG":
+        shrink = next((x for x in _JPEG_SHRINKS if max(size) >= x * enough), 1)
+        picture.draft(picture.mode, (size[0] // shrink, size[1] // shrink))
+    is_shrunk = picture.size != size
     picture.load()
     file_type = picture.format
+    turned = picture
     if file_type != "TIFF":  # which Pillow turns itself
-        picture = detection_utils._apply_exif_orientation(picture)
-    return _to_8_bits(picture, file_type)
+        turned = detection_utils._apply_exif_orientation(picture)
+    if not is_shrunk:
+        size = turned.size
+    elif picture.getexif().get(_ORIENTATION) in _SIDEWAYS:
+        size = size[::-1]
+    return _to_8_bits(turned, file_type), size
 
 
 def _to_8_bits(picture: Image.Image, file_type: str | None) -> Image.Image:

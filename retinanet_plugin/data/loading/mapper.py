@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,16 +36,26 @@ class RetinaNetMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, skip_bad_images: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        skip_bad_images: bool = False,
+        enough_pixels: int = 0,
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             is_train: whether annotations are wanted.
             skip_bad_images: an image that cannot be read is None, counted and named in the log
                 once; otherwise it is a ``UserError``.
+            enough_pixels: of the longer edge, see
+                :func:`retinanet_plugin.data.images.read_image.read_image`.
             kwargs: of ``DatasetMapper``.
         """
         super().__init__(is_train, **kwargs)
         self.skip_bad_images = skip_bad_images
+        self.enough_pixels = enough_pixels
         if skip_bad_images:
             left_out_images()  # which loader processes are to have in common
 
@@ -54,7 +66,11 @@ class RetinaNetMapper(DatasetMapper):
             arguments["augmentations"] = with_scale_jitter(arguments["augmentations"], cfg)
         if is_train and cfg.INPUT.BOX_CROP > 0:
             arguments["augmentations"].append(BoxCrop(cfg.INPUT.BOX_CROP))
-        return {**arguments, "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES}
+        return {
+            **arguments,
+            "skip_bad_images": cfg.DATASETS.SKIP_BAD_IMAGES,
+            "enough_pixels": _enough_pixels(cfg) if is_train and cfg.INPUT.JPEG_DRAFT else 0,
+        }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """
@@ -63,13 +79,14 @@ class RetinaNetMapper(DatasetMapper):
         """
         record = copy.deepcopy(dataset_dict)  # it is changed below
         try:
-            image = read_image(record, self.image_format)
+            image = read_image(record, self.image_format, self.enough_pixels)
         except UserError as error:
             if not self.skip_bad_images:
                 remedy = "or set DATASETS.SKIP_BAD_IMAGES True to leave such images out"
                 raise UserError(f"{error}, {remedy}") from error
             self._skip(record["file_name"], error)
             return None
+        _scale_boxes(record, image.shape)
         aug_input = T.AugInput(image, boxes=_boxes(record))
         transforms = self.augmentations(aug_input)
         image = aug_input.image
@@ -102,6 +119,25 @@ class RetinaNetMapper(DatasetMapper):
         number = left_out_images().number_of(file_name)
         if number is not None:
             logger.warning(f"left out, number {number}: {error}")
+
+
+def _enough_pixels(cfg: CfgNode) -> int:
+    """Of the longer edge, so that neither training nor evaluation makes images larger."""
+    size = cfg.INPUT
+    largest = max(size.MAX_SIZE_TRAIN, size.MAX_SIZE_TEST)
+    if size.SCALE_JITTER:
+        largest = max(largest, math.ceil(size.SCALE_JITTER[1] * max(size.MIN_SIZE_TRAIN)))
+    return int(largest)
+
+
+def _scale_boxes(record: dict[str, Any], shape: Sequence[int]) -> None:
+    """Of an image that was decoded smaller than its annotations are for."""
+    height, width = shape[:2]
+    if (record["width"], record["height"]) == (width, height):
+        return
+    scale = np.tile([width / record["width"], height / record["height"]], 2)
+    for annotation in record.get("annotations", ()):
+        annotation["bbox"] = (np.asarray(annotation["bbox"], np.float64) * scale).tolist()
 
 
 def _boxes(record: dict[str, Any]) -> np.ndarray:
