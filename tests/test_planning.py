@@ -86,9 +86,18 @@ def test_time_that_loading_takes_is_not_there_for_pixels():
     facts = facts_of((800, 600), MANY_SMALL)
     edges = [
         choose_image_size(facts, Machine("cpu", 0.5, loading), 360).short_edge
-        for loading in (0.0, 0.1, 10.0)
+        for loading in (0.0, 0.05, 0.07)
     ]
-    assert edges[0] > edges[1] > edges[2] == 128
+    assert edges[0] > edges[1] > edges[2]
+
+
+def test_images_are_not_small_because_loading_is_slow():
+    facts = facts_of((800, 600), MANY_SMALL)
+    edges = [
+        choose_image_size(facts, Machine("cpu", 0.5, loading), 360).short_edge
+        for loading in (0.07, 0.1, 0.2)
+    ]
+    assert edges[0] < edges[1] < edges[2] == 480
 
 
 def test_windows_leave_time_for_larger_images():

@@ -72,7 +72,9 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
         return seen_megapixels(facts, edge, sizes)
 
     seen = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
-    affordable = (seconds / seen - machine.loading_seconds) / machine.seconds_per_megapixel
+    # Where loading takes most of the time, pixels that cost no more than it are worth theirs.
+    left = max(seconds / seen - machine.loading_seconds, machine.loading_seconds)
+    affordable = left / machine.seconds_per_megapixel
     limits = {
         **_wanted(native, small),
         "that of the files, doubled": _MOST_UPSCALED * native,
