@@ -112,7 +112,13 @@ def write_coco(
         for image_id, record in zip(image_ids, records)
     ]
     annotations = [
-        {"id": i, **result, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        {
+            "id": i,
+            **result,
+            "area": result["bbox"][2] * result["bbox"][3],
+            "iscrowd": 0,
+            "segmentation": [],
+        }
         for i, result in enumerate(results, 1)
     ]
     classes = {detection["category_id"] for record in records for detection in record["detections"]}
