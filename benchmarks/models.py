@@ -76,7 +76,7 @@ class Subject:
             # What a trainer calls.
             self.trained = CudaGraphs(self.model) if _has_graphs(cfg) else self.model
             self.training_input = self.test_input = (self.batch,)
-        _make_like_trained(self.model)
+        make_like_trained(self.model)
         if workload.saturated:
             nn.init.constant_(self.model.head.cls_score.bias, SATURATED_BIAS)
 
@@ -216,7 +216,7 @@ def _has_graphs(cfg: CfgNode) -> bool:
 
 
 @torch.no_grad()
-def _make_like_trained(model: nn.Module) -> None:
+def make_like_trained(model: nn.Module) -> None:
     """Random statistics of frozen batch norms that keep activations moderate.
 
     New ones do nothing, activations grow from layer to layer, and half of all scores are 1.
