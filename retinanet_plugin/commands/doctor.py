@@ -99,7 +99,7 @@ class Doctor:
         model = self._attempt(check_model, cfg)
         self._section("model", describe_model, cfg, model)
         if model is not None:
-            self._attempt(check_trained, cfg, model, 1)
+            self._attempt(check_trained, cfg, model)
         self._section("weights", self._weights, model)
         self._attempt(self._read_data)
         if all(name in self.datasets for name in cfg.DATASETS.TEST):
