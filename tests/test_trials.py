@@ -112,7 +112,8 @@ def test_trains_what_is_missing_and_keeps_the_rest(rows, tmp_path, capsys, in_th
     assert lines[0] == other
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "0 trainings are there, at least 3 to go"
-    assert said[-1] == "[5/5] plain, lr 0.2, seed 3: AP 3.0, about 0 minutes left"
+    assert said[-1].startswith("[5/5] plain, lr 0.2, seed ")  # two at a time, in any order
+    assert said[-1].endswith(".0, about 0 minutes left")
     Trials(plain, SEEDS, str(path)).run()
     assert capsys.readouterr().out == "5 trainings are there, at least 0 to go\n"
 
