@@ -79,7 +79,7 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     logger.info(f"done: {score}weights in {weights}{look}")
     if checkpoint.endswith(".pth") and os.path.isfile(checkpoint):
         name = next(iter(cfg.DATASETS.TEST), "")
-        images = name and MetadataCatalog.get(name).get("image_root") or "IMAGES"
+        images = (name and MetadataCatalog.get(name).get("image_root")) or "IMAGES"
         output = os.path.join(cfg.OUTPUT_DIR, "predictions")
         options = ["--output", output, "--format", "images"]
         logger.info(f"detect: {_command('predict', checkpoint, images, *options)}")
