@@ -15,7 +15,7 @@ from conftest import ROOT
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer, stop_signals
-from retinanet_plugin.engine.signals import Stopped, after_the_step, at_once, has_arrived
+from retinanet_plugin.engine.signals import Stopped, after_the_step, at_once, has_arrived_anywhere
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -72,7 +72,7 @@ def test_after_the_step_signals_are_noted():
     with stop_signals():
         with after_the_step():
             signal.raise_signal(signal.SIGTERM)
-            assert has_arrived() == signal.SIGTERM
+            assert has_arrived_anywhere() == signal.SIGTERM
             with pytest.raises(Stopped), at_once():
                 pytest.fail("it goes on")
         # The second one kills the process, whatever it does.

@@ -9,11 +9,20 @@ import detectron2.engine
 
 from .failures.console import in_its_own_words
 from .signals import wait_to_be_ended
-from .torchrun import is_first_process, is_torchrun, process_group, receive, send
+from .torchrun import (
+    is_first_process,
+    is_torchrun,
+    process_group,
+    receive,
+    send,
+    wait_until_received,
+)
 
 Result = TypeVar("Result")
 
 _PREPARED = "what was prepared"
+# Processes that start later than the first one has failed find none to listen to.
+_SLOWEST_S = 10.0
 
 
 def launch(
@@ -66,6 +75,7 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
     except (Exception, SystemExit) as error:
         code = getattr(error, "code", 1)
         send(_PREPARED, (None, code if isinstance(code, int) else 1))
+        wait_until_received(_PREPARED, _SLOWEST_S)
         raise
     send(_PREPARED, (result, None))
     return result

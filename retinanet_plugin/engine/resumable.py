@@ -29,7 +29,7 @@ from .resume import (
     say_changed_values,
 )
 from .scaling import scaled_config
-from .signals import Stopped, after_the_step, at_once, has_arrived
+from .signals import Stopped, after_the_step, at_once, has_arrived_anywhere
 
 logger = logging.getLogger("detectron2.resume")
 
@@ -201,9 +201,9 @@ class ResumableTrainer(DefaultTrainer):
     def after_step(self) -> None:
         self._num_trained = self.iter + 1
         super().after_step()
-        arrived = [number for number in comm.all_gather(has_arrived()) if number is not None]
-        if arrived:
-            raise Stopped(arrived[0])
+        arrived = has_arrived_anywhere()
+        if arrived is not None:
+            raise Stopped(arrived)
 
     def _describe_run(self) -> dict[str, Any]:
         return describe_run(

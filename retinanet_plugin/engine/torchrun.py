@@ -112,7 +112,18 @@ def receive(name: str, sender: int = 0) -> Any:
     Raises:
         torch.distributed.DistError: the first process has ended.
     """
-    return pickle.loads(_wait_for(_store_of_all(), f"{name} of {sender}"))
+    message = _wait_for(_store_of_all(), f"{name} of {sender}")
+    _store_of_all().add(f"{name}: received", 1)
+    return pickle.loads(message)
+
+
+def wait_until_received(name: str, seconds: float) -> None:
+    """Wait until all other processes have received what this one has sent, but not for long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if _store_of_all().add(f"{name}: received", 0) == num_processes() - 1:
+            return
+        time.sleep(_POLL_S)
 
 
 def is_first_to_fail() -> bool:

@@ -44,6 +44,7 @@ from .validation import (
     bare_model,
     inference_folder,
     share_reached,
+    share_statistics,
     validation_losses,
 )
 from .watch import (
@@ -154,6 +155,7 @@ class Trainer(ResumableTrainer):
 
     def _evaluate(self) -> dict[str, Any]:
         with at_once():
+            share_statistics(self.checkpointer.model)
             averaged = self._test_average()
             self._last_eval_results = {**self.test(self.cfg, self.model), **averaged}
             model = self.checkpointer.model
@@ -169,6 +171,7 @@ class Trainer(ResumableTrainer):
         """``{"averaged": results}`` on all processes, of the average if there is one yet."""
         if self._average is None or self._average.num_averaged == 0:
             return {}
+        share_statistics(self._average.model)
         logger.info(f"Evaluation of the average of {self._average.num_averaged:,} weights:")
         evaluators = [
             self.build_evaluator(self.cfg, name, f"{inference_folder(self.cfg, name)}_averaged")

@@ -11,7 +11,7 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.dataset_facts import DatasetFacts
@@ -56,6 +56,20 @@ def bare_model(model: nn.Module) -> nn.Module:
     if isinstance(model, DistributedDataParallel):
         return model.module
     return model.model if isinstance(model, CudaGraphs) else model
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Let all processes evaluate with the statistics of batch norms that the first one has.
+
+    In training each gathers its own, and checkpoints have those of the first.
+
+    Args:
+        model: the bare model.
+    """
+    if comm.get_world_size() > 1:
+        for name, buffer in model.named_buffers():
+            if name != "loss_normalizer":  # which may be an average of each
+                distributed.broadcast(buffer, 0)
 
 
 def share_reached(cfg: CfgNode, model: nn.Module, dataset_name: str) -> float | None:

@@ -32,7 +32,7 @@ class StepRecorder:
 
     def __init__(self, trainer: DefaultTrainer) -> None:
         self._trainer: Any = weakref.proxy(trainer)
-        self._step: TrainingStep | None = None
+        self._parts: list[TrainingStep] = []  # of the batch; one, unless it is computed in parts
         self._names_before: list[str] = []  # images of the step before
 
     @contextmanager
@@ -42,25 +42,33 @@ class StepRecorder:
         Raises:
             UserError: it failed in one of these ways: what, the remedies, the folder.
         """
-        self._step = None
+        self._parts = []
         hook = self._trainer.model.register_forward_pre_hook(self._note)
         try:
             yield
         except Exception as error:
-            if self._step is None:
+            if not self._parts:
                 raise
             if isinstance(error, FloatingPointError):
-                raise self._not_finite(self._step) from error
+                raise self._not_finite(self._failed_part()) from error
             if is_out_of_memory(error):
-                raise self._out_of_memory(self._step, error) from error
+                raise self._out_of_memory(self._parts[-1], error) from error
             raise
         finally:
             hook.remove()
-        if self._step is not None:
-            self._names_before = self._step.names()
+        if self._parts:
+            self._names_before = [name for part in self._parts for name in part.names()]
 
     def _note(self, module: nn.Module, args: tuple[list[dict[str, Any]]]) -> None:
-        self._step = TrainingStep.before(bare_model(module), args[0])
+        self._parts.append(TrainingStep.before(bare_model(module), args[0]))
+
+    def _failed_part(self) -> TrainingStep:
+        """That with a loss that is not finite; of several processes, which wait, the last one."""
+        *others, last = self._parts
+        if comm.get_world_size() > 1:
+            return last
+        model = bare_model(self._trainer.model)
+        return next((part for part in others if run_again(model, part).not_finite()), last)
 
     def _not_finite(self, step: TrainingStep) -> UserError:
         trainer, model = self._trainer, bare_model(self._trainer.model)
