@@ -20,7 +20,6 @@ from retinanet_plugin.commands.one_trial import Scores, scores_of
 from retinanet_plugin.commands.trial_plot import mean_and_range, plot_scores
 from retinanet_plugin.commands.trials import Row, Trials
 from retinanet_plugin.config import load_config
-from retinanet_plugin.data.loading import mapper
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import UserError
 
@@ -97,7 +96,7 @@ def main() -> None:
     }
     trials = Trials(rows, args.seeds, os.path.join(args.output, "results.jsonl"))
     try:
-        trials.run(args.jobs, args.seconds, prepare, evaluate)
+        trials.run(args.jobs, args.seconds, evaluate)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     finally:
@@ -126,18 +125,6 @@ def row(data: str, name: str, args: argparse.Namespace) -> Row:
     if cfg.SOLVER.WEIGHT_AVERAGE.NAME == "swa":
         cfg.SOLVER.WEIGHT_AVERAGE.START = int(0.7 * args.iterations)
     return Row(cfg, ADAMW_RATES if cfg.SOLVER.OPTIMIZER == "AdamW" else SGD_RATES)
-
-
-def prepare() -> None:
-    """Read each image once in a process: what is compared is not how files are decoded."""
-    read, images = mapper.read_image, {}
-
-    def read_once(record: dict[str, Any], image_format: str) -> Any:
-        if record["file_name"] not in images:
-            images[record["file_name"]] = read(record, image_format)
-        return images[record["file_name"]]
-
-    mapper.read_image = read_once
 
 
 def evaluate(trainer: Trainer) -> Scores:

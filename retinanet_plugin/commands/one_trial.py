@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
@@ -33,12 +32,6 @@ def changed_values(cfg: CfgNode) -> dict[str, Any]:
         key: x for key, x in flattened(cfg) if key not in _MAY_DIFFER and x != default.get(key)
     }
     return json.loads(json.dumps(changed))  # with lists for tuples
-
-
-def begin(num_threads: int, prepare: Callable[[], None] | None) -> None:
-    torch.set_num_threads(num_threads)
-    if prepare:
-        prepare()
 
 
 def train(cfg: CfgNode, evaluate: Callable[[Trainer], Scores] | None) -> Scores:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from ..engine import Trainer
 from ..errors import UserError
 from ..whole_files import write_whole_file
-from .one_trial import Scores, begin, changed_values, train
+from .one_trial import Scores, changed_values, train
 
 # Most learning rates of a row.
 _MOST_RATES = 8
@@ -100,7 +100,6 @@ class Trials:
         self,
         jobs: int = 1,
         seconds: float = math.inf,
-        prepare: Callable[[], None] | None = None,
         evaluate: Callable[[Trainer], Scores] | None = None,
     ) -> None:
         """Train what is missing.
@@ -108,7 +107,6 @@ class Trials:
         Args:
             jobs: trainings at a time, each in a process of its own.
             seconds: after which it ends; trainings that are not complete are lost.
-            prepare: called once in each process, importable.
             evaluate: importable; what it returns is added to the scores of a training.
 
         Raises:
@@ -117,7 +115,7 @@ class Trials:
         done, expected = len(self.results), len(self._needed())
         print(f"{done} trainings are there, at least {expected - done} to go", flush=True)
         start = time.monotonic()
-        new = self._train_missing(jobs, start + seconds, prepare, evaluate)
+        new = self._train_missing(jobs, start + seconds, evaluate)
         for num_new, (trial, scores) in enumerate(new, 1):
             passed = time.monotonic() - start
             left = passed / num_new * (len(self._needed()) - len(self.results))
@@ -151,12 +149,12 @@ class Trials:
         return cfg
 
     def _train_missing(
-        self, jobs: int, deadline: float, prepare: Any, evaluate: Any
+        self, jobs: int, deadline: float, evaluate: Callable[[Trainer], Scores] | None
     ) -> Iterator[tuple[Trial, Scores]]:
         threads = max(1, torch.get_num_threads() // jobs)
         running: dict[Future[Scores], Trial] = {}
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, spawn, begin, (threads, prepare)) as pool:
+        with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
             try:
                 while True:
                     for trial in self._missing(running.values())[: jobs - len(running)]:
