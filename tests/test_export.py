@@ -272,6 +272,11 @@ def test_plain_detectron2_is_not_given_what_it_lacks(key, value, small_cfg, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_is_not_exported_again(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: model.onnx is an export: give the checkpoint"):
+        export("torch", "model.onnx", tmp_path / "model.pt2")
+
+
 @pytest.mark.parametrize(
     ("output", "there"),
     [

@@ -10,6 +10,7 @@ import os
 
 from ..deploy import Predictor
 from ..deploy.comparison import compare
+from ..deploy.exported_network import RUNNERS
 from ..deploy.exports import write_onnx, write_openvino, write_program
 from ..deploy.pictures import Source, images_in
 from ..deploy.plain_detectron2 import write_detectron2
@@ -73,6 +74,8 @@ def _checked(args: argparse.Namespace) -> list[Source]:
     suffix = SUFFIXES[args.format]
     if os.path.splitext(args.output)[1] != suffix:
         raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
+    if os.path.splitext(args.weights)[1] in RUNNERS:
+        raise UserError(f"{args.weights} is an export: give the checkpoint that it was made from")
     stem = os.path.splitext(args.output)[0]
     refuse_existing(args.output, *(stem + other for other in _BESIDE.get(args.format, ())))
     if args.int8 and args.format != "openvino":
