@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from ..findings import counted
+
 
 class Box(NamedTuple):
     """An object: corners in absolute pixels, (0, 0) the upper left corner of the first pixel.
@@ -97,6 +99,12 @@ class AnnotatedImages:
 def plain(number: float) -> float:
     """An integer where it is one, so that files do not fill with ``.0``."""
     return int(number) if number == int(number) else number
+
+
+def without_area(number: int) -> list[str]:
+    """A note on shapes that were left out, if there were any."""
+    were = counted(number, "shape that is a point or line was", "points or lines were")
+    return [f"{were} left out: they have no area"] if number else []
 
 
 def class_names_of(images: Iterable[AnnotatedImage]) -> list[str]:

@@ -7,8 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...errors import UserError
-from ..findings import counted, shown
-from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, plain
+from ..findings import shown
+from .annotated_images import (
+    AnnotatedImage,
+    AnnotatedImages,
+    Box,
+    class_names_of,
+    plain,
+    without_area,
+)
 from .image_places import find_images, split_of_file
 from .json_files import read_json_file
 from .numbers import to_label, to_number
@@ -51,12 +58,8 @@ def read_labelme(paths: Sequence[str], image_folder: str | None) -> AnnotatedIma
         images.append(AnnotatedImage("", boxes, width, height, split_of_file(path)))
     for image, file in zip(images, find_images(names, paths[0], image_folder, paths)):
         image.file_name = file
-    notes = take_sizes(images)
-    dataset = AnnotatedImages("LabelMe", class_names_of(images), images, notes)
-    if num_left_out:
-        were = counted(num_left_out, "shape that is a point or line was", "points or lines were")
-        dataset.notes.append(f"{were} left out: they have no area")
-    return dataset
+    notes = [*take_sizes(images), *without_area(num_left_out)]
+    return AnnotatedImages("LabelMe", class_names_of(images), images, notes)
 
 
 def write_labelme(dataset: AnnotatedImages, folder: str) -> list[str]:

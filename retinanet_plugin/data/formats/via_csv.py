@@ -5,7 +5,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..findings import counted, shown
-from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
+from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, without_area
 from .csv_table import read_rows
 from .image_places import find_images, split_of_file
 from .numbers import to_label, to_number
@@ -49,12 +49,8 @@ def read_via_csv(path: str, image_folder: str | None) -> AnnotatedImages:
     files = find_images([(name,) for name in boxes_of], path, image_folder)
     split = split_of_file(path)
     images = [AnnotatedImage(x, b, split=split) for x, b in zip(files, boxes_of.values())]
-    notes = take_sizes(images)
-    dataset = AnnotatedImages("VIA's CSV", class_names_of(images), images, notes)
-    if num_left_out:
-        were = counted(num_left_out, "region that is a point or line was", "points or lines were")
-        dataset.notes.append(f"{were} left out: they have no area")
-    return dataset
+    notes = [*take_sizes(images), *without_area(num_left_out)]
+    return AnnotatedImages("VIA's CSV", class_names_of(images), images, notes)
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
