@@ -105,7 +105,7 @@ def test_weights_without_a_gradient(small_cfg):
     assert without_gradient(model) == (["top_block.p7.weight", "top_block.p7.bias"], ["p7"])
     check_trained(small_cfg, model)
     small_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True  # by value: PyTorch wants one of each
-    with pytest.raises(UserError, match="2 parameters .*, or set SOLVER"):
+    with pytest.raises(UserError, match=r"2 parameters .*, or set SOLVER"):
         check_trained(small_cfg, model)
     small_cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p7"]  # p7 is made of p6
     check_trained(small_cfg, build_model(small_cfg))

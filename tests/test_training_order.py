@@ -111,7 +111,7 @@ def test_any_number_of_processes_go_on_with_the_batches_of_those_that_began(
             loader = TrainingLoader(cfg, augmented)
             loader.seed, loader.start, loader.num_streams = 5, start, num_began
             parts.append(list(itertools.islice(loader, 12)))
-        return [sum(batch, []) for batch in zip(*parts)]
+        return [list(itertools.chain(*batch)) for batch in zip(*parts)]
 
     two = of_processes(2, 2)
     for num in (1, 4):
