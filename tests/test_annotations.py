@@ -688,7 +688,7 @@ def test_a_function_is_evaluated_by_what_it_returns(changed, tmp_path):
     check_datasets(config(test="own"), eval_only=True)
     coco_evaluator("own", str(tmp_path), 100)
     truth = json.loads((tmp_path / TRUTH_FILE).read_text())
-    assert truth["images"] == [{"id": 7}]
+    assert truth["images"] == [{"id": 7, "file_name": "a.jpg"}]
     (annotation,) = truth["annotations"]
     assert (annotation["bbox"], annotation["area"]) == ([1, 2, 29, 38], 29 * 38)
 

@@ -5,13 +5,13 @@ import logging
 import pytest
 import torch
 from conftest import ROOT
-from detectron2.engine import DefaultTrainer
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.class_alphas import balanced_alphas, count_classes, resolve_auto_alpha
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.resumable import ResumableTrainer
 
 KEY = "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS"
 BALANCED_LOSSES = ["BalancedCrossEntropyLoss", "FocalLoss", "FocalStarLoss"]
@@ -80,7 +80,7 @@ def auto_cfg(digits_entries):
 
 def test_auto_becomes_numbers_in_the_trainer(monkeypatch, auto_cfg, caplog):
     built = []
-    monkeypatch.setattr(DefaultTrainer, "__init__", lambda self, cfg: built.append(cfg))
+    monkeypatch.setattr(ResumableTrainer, "__init__", lambda self, cfg: built.append(cfg))
     monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
     caplog.set_level(logging.INFO)
     auto_cfg.freeze()

@@ -56,7 +56,7 @@ def error_of(path, opts=()):
         ("SOLVER.MAX_ITER: 3", "write MAX_ITER into the section SOLVER"),
         ("SOLVER: {NUM_WORKERS: 3}", "the nearest known key is DATALOADER.NUM_WORKERS"),
         ("NUM_CLASSES: 3", "the nearest known key is MODEL.RETINANET.NUM_CLASSES"),
-        ("SOLVER: {OPTIMIZER: ADAM}", "SOLVER.OPTIMIZER in"),
+        ("SOLVER: {MY_RULE: ADAM}", "SOLVER.MY_RULE in"),
         ("_BASE_: my.yaml", "builds on itself"),
         ("_BASE_: [3]", "has the _BASE_ 3: write the path"),
         ("_BASE_: none.yaml", "none.yaml, which does not exist: correct its _BASE_"),
