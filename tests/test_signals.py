@@ -15,7 +15,13 @@ from conftest import ROOT
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.engine import Trainer, stop_signals
-from retinanet_plugin.engine.signals import Stopped, after_the_step, at_once, has_arrived_anywhere
+from retinanet_plugin.engine.signals import (
+    Stopped,
+    after_the_step,
+    at_once,
+    has_arrived_anywhere,
+    wait_to_be_ended,
+)
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -66,6 +72,18 @@ def test_at_once_outside_of_a_training(number, capsys):
     error = capsys.readouterr().err
     assert error == f"stopped by {number.name}: there was nothing to save\n"
     assert signal.getsignal(number) is before
+
+
+def test_a_process_that_fails_knows_that_it_was_to_end():
+    """torchrun's signal for the others of a killed process comes before or after they fail."""
+
+    def step():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError), stop_signals(), after_the_step():
+        step()
+    assert wait_to_be_ended()
 
 
 def test_after_the_step_signals_are_noted():

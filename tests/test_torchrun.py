@@ -208,6 +208,23 @@ def test_a_failure_is_told_once_with_its_process(options, torchrun, tmp_path):
     assert "stopped by" not in printed
 
 
+def fail_twice_with_agents_that_count_for_themselves():
+    """As if the second process were of an agent that has started its processes anew before."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
+
+    def fail(trainer):
+        raise UserError("a mistake of both processes")
+
+    Trainer.run_step = fail
+
+
+def test_a_failure_of_all_is_told_once(options, torchrun, tmp_path):
+    argv = options(tmp_path, DATASETS__TEST=())
+    change = fail_twice_with_agents_that_count_for_themselves
+    status, printed = torchrun(2, train, argv, change)
+    assert (status, "".join(printed).count("a mistake of both processes")) == (1, 1)
+
+
 def test_mistakes_are_found_by_the_first_process_alone(options, torchrun, tmp_path):
     argv = ["--num-gpus", "2", *options(tmp_path)]
     status, (printed, other) = torchrun(2, train, argv)

@@ -43,6 +43,7 @@ class _Signals:
     def __init__(self) -> None:
         self.owner: int | None = None  # a process that handles signals
         self.arrived: int | None = None
+        self.was_told_to_end = False  # also after stop_signals, which forgets what has arrived
         self.since = 0.0
         self.deferred = False
 
@@ -51,7 +52,7 @@ class _Signals:
             return  # a worker, which ends when its main process does
         if self.arrived is not None and time.monotonic() < self.since + _SAME_S:
             return
-        is_first, self.arrived = self.arrived is None, number
+        is_first, self.arrived, self.was_told_to_end = self.arrived is None, number, True
         self.since = time.monotonic()
         if not is_first or multiprocessing.parent_process() is None:
             # The second one ends the process even in the middle of a long operation.
@@ -89,7 +90,7 @@ def stop_signals() -> Iterator[None]:
         yield  # Python handles signals in the main thread alone; or this is done already
         return
     before = {number: signal.getsignal(number) for number in STOPS}
-    _signals.owner, _signals.arrived = os.getpid(), None
+    _signals.owner, _signals.arrived, _signals.was_told_to_end = os.getpid(), None, False
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _signals.handle)
@@ -133,13 +134,14 @@ def wait_to_be_ended() -> bool:
     """Leave a process that has failed before this one the time to be noticed and told of first.
 
     Returns:
-        bool: whether a signal is to end this process, as it is if others saw to the failure.
+        bool: whether a signal is to end this process, as it is if others saw to the failure. It may
+            have come before, during the step that failed.
     """
     end = time.monotonic() + _ENDED_S
     with after_the_step():
-        while time.monotonic() < end and _signals.arrived is None:
+        while time.monotonic() < end and not _signals.was_told_to_end:
             time.sleep(0.05)
-    return _signals.arrived is not None
+    return _signals.was_told_to_end
 
 
 def _end_processes(number: int) -> bool:

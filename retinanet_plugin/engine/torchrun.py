@@ -161,7 +161,7 @@ def _agent_store() -> Store:
 
 
 @cache
-def _store_of_all() -> Store:
+def _store_of_all() -> TCPStore:
     """A new store in the first process, known to the others by the agent's.
 
     PyTorch would take the agent's itself, in which processes find the addresses of those that were
@@ -194,5 +194,8 @@ def _wait_for(store: Store, key: str) -> bytes:
 
 
 def _store_of_restart() -> Store:
-    """The agent's, for what concerns the processes that run now alone."""
-    return PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], _agent_store())
+    """The agent's, for what concerns the processes that run now alone.
+
+    Each agent counts restarts for itself: it is the port of this time's store that all share.
+    """
+    return PrefixStore(f"port {_store_of_all().port}", _agent_store())

@@ -58,8 +58,9 @@ _WEIGHTS = (
 )
 FILE = "{file} cannot be read or written ({reason}): {outside}"
 PROCESSES = (
-    "the processes of the training cannot reach each other ({reason}): give a free port with "
-    "--dist-url tcp://127.0.0.1:PORT, and look whether an old training still runs"
+    "the processes of the training cannot reach each other ({reason}): look what was said of the "
+    "others, and whether an old training still runs; where torchrun does not start them, give a "
+    "free port with --dist-url tcp://127.0.0.1:PORT"
 )
 
 # The first row that fits is taken. Numbers of errors stand in messages, which is all that is left
