@@ -254,6 +254,8 @@ def test_unreadable_files_are_named_and_a_stream_goes_on(detector, predictor, tm
     bad.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"the image .*bad\.jpg cannot be read"):
         predictor([detector.files[0], bad])
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read .*: correct the path$"):
+        predictor(tmp_path / "gone.jpg")
     first, error, last = predictor.stream(iter([detector.files[0], bad, detector.files[0]]))
     assert isinstance(error, UserError)
     assert_equal_detections([last], [first])
@@ -261,7 +263,7 @@ def test_unreadable_files_are_named_and_a_stream_goes_on(detector, predictor, tm
 
 def test_mistakes_are_sentences(detector, predictor, tmp_path):
     for call, sentence in (
-        (lambda: predictor(3), "an image is a int: give the path"),
+        (lambda: predictor(3), "an image is of type int: give the path"),
         (lambda: predictor(tmp_path), "has no images"),
         (lambda: predictor(detector.files, order="GBR"), "the order of colours is 'GBR'"),
         (lambda: Predictor(detector.folder / "missing.pth"), r"missing\.pth cannot be read"),

@@ -115,7 +115,7 @@ def sources_of(images: Source | Sequence[Source]) -> list[Source]:
             sources.append(source)
         else:
             raise UserError(
-                f"an image is a {type(source).__name__}: give the path of a file or a folder, a "
-                "numpy array, or a list of these"
+                f"an image is of type {type(source).__name__}: give the path of a file or a "
+                "folder, a numpy array, or a list of these"
             )
     return sources

@@ -23,8 +23,9 @@ def read_image(record: dict[str, Any], image_format: str, enough: int = 0) -> np
     would make all above 255 white; of 16-bit colours Pillow itself keeps the high bytes.
 
     Args:
-        record: with ``file_name``; ``image_id`` names the image in messages. ``width`` and
-            ``height`` are compared, and set where they are missing.
+        record: with ``file_name``; ``image_id``, which images without annotations lack, names the
+            image in messages. ``width`` and ``height`` are compared, and set where they are
+            missing.
         image_format: ``INPUT.FORMAT``.
         enough: pixels of the longer edge that are enough. Of a JPEG file of two, four or eight
             times as many only these are decoded, which is fast; 0: all pixels.
@@ -42,8 +43,7 @@ def read_image(record: dict[str, Any], image_format: str, enough: int = 0) -> np
         image = detection_utils.convert_PIL_to_numpy(picture, image_format)
     except Exception as error:  # decoders raise anything for a damaged file
         raise UserError(
-            f"{_name(record)} cannot be read ({_reason(error)}): replace the file, or remove it "
-            "from the annotations"
+            f"{_name(record)} cannot be read ({_reason(error)}): {_remedy(record, error)}"
         ) from error
     _check_size(record, np.broadcast_to(image[:1, :1], (size[1], size[0], *image.shape[2:])))
     return image
@@ -52,6 +52,13 @@ def read_image(record: dict[str, Any], image_format: str, enough: int = 0) -> np
 def _name(record: dict[str, Any]) -> str:
     image_id = f" (id {record['image_id']})" if "image_id" in record else ""
     return f"the image {record['file_name']}{image_id}"
+
+
+def _remedy(record: dict[str, Any], error: Exception) -> str:
+    if "image_id" in record:
+        return "replace the file, or remove it from the annotations"
+    is_missing = isinstance(error, FileNotFoundError)
+    return "correct the path" if is_missing else "replace the file, or leave it out"
 
 
 def _decoded(file: Any, enough: int) -> tuple[Image.Image, tuple[int, int]]:
