@@ -136,6 +136,8 @@ def test_nms_in_the_graph_detects_the_same(detector, tmp_path, onnx_file):
     export("onnx", detector.weights, path, "--nms", "--images", detector.images)
     found = Predictor(path)(detector.files)
     assert_equal_detections(found, Predictor(detector.weights)(detector.files))
+    with pytest.raises(UserError, match=r"runs on the CPU: leave out the device cuda:0"):
+        Predictor(path, device="cuda:0")
     with pytest.raises(UserError, match="has NMS and its thresholds in it"):
         Predictor(path, opts=["MODEL.RETINANET.SCORE_THRESH_TEST", 0.6])
 

@@ -42,5 +42,7 @@ def open_network(model: str, weights: str, device: str, opts: Sequence[str]) -> 
             f"{model} and {weights} were given: the first of two is the config, a .yaml file"
         )
     if suffix in RUNNERS:
+        if device not in ("", "cpu"):
+            raise UserError(f"{model} runs on the CPU: leave out the device {device}")
         return ExportedNetwork(model, opts)
     return TorchNetwork(*read_described(model, opts), device)
