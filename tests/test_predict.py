@@ -96,7 +96,7 @@ def test_without_truth_images_and_categories_are_counted_from_1(detector, tmp_pa
 
 
 def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
-    detector, tmp_path, looked_at, monkeypatch
+    detector, tmp_path, looked_at, monkeypatch, capsys
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     predict(detector, detector.images, "--output", whole)
@@ -112,6 +112,7 @@ def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
     monkeypatch.setattr(Predictor, "stream", stops)
     with pytest.raises(SystemExit, match="130"):
         predict(detector, detector.images, "--output", parts)
+    assert "what is done is kept: the same command goes on\n" in capsys.readouterr().err
     monkeypatch.setattr(Predictor, "stream", stream)
     with open(parts / "detections.jsonl", "ab") as file:
         file.write(b'{"path": "cut o')  # by a power failure

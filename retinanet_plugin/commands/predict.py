@@ -5,6 +5,7 @@ the exit status is 1.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import sys
@@ -44,7 +45,7 @@ _Place = tuple[str, int | None]  # path, and number of a video's frame
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint of this package")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, or a file of export")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="gets all that is written"
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         torchrun.send(_UNREADABLE, unreadable)
         return
     _check_output(args.output, args.format, paths)
-    with Journal(args.output, _made_with(args), paths) as journal:
+    with Journal(args.output, _made_with(args), paths) as journal, _goes_on():
         done = journal.done()
         torchrun.send(_DONE, done)
         unreadable = _detect(predictor, images, videos, journal, done, args.tiles)
@@ -117,6 +118,15 @@ def run(args: argparse.Namespace) -> None:
             f"{len(unreadable)} of {len(images) + len(videos)} files could not be read and are "
             f"left out, the first: {unreadable[0]}"
         )
+
+
+@contextlib.contextmanager
+def _goes_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("what is done is kept: the same command goes on", file=sys.stderr)
+        raise
 
 
 def _predictor(args: argparse.Namespace) -> Predictor:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truth", required=True, metavar="FILE", help="annotations, COCO's format")
     parser.add_argument("--images", required=True, metavar="FOLDER", help="their images")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="a checkpoint of this package")
+    source.add_argument("--weights", metavar="FILE", help="a checkpoint, or a file of export")
     source.add_argument(
         "--results",
         action="append",
