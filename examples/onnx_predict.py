@@ -7,6 +7,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 notes = session.get_modelmeta().custom_metadata_map
 preparing, decoding, padding, levels, names = (

@@ -14,7 +14,7 @@ from ..whole_files import refuse_existing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("format", choices=list(FORMATS))
+    parser.add_argument("format", choices=list(FORMATS), help="what FILE is of")
     parser.add_argument("file", metavar="FILE", help="a state dict: .pth, .pt, .safetensors")
     parser.add_argument("output", metavar="OUTPUT", help="a folder for model.pth and config.yaml")
     parser.add_argument(
