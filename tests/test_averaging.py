@@ -98,6 +98,7 @@ def test_a_training_averages_from_start_on_every_period(cfg, tmp_path, monkeypat
     assert average.num_averaged == 2  # after the iterations 3 and 5
     assert torch.equal(average.seen[1], parameters(trainer.checkpointer.model))
     torch.testing.assert_close(parameters(average.model), sum(average.seen) / 2)
+    assert trainer._test_average() == {}  # there is no test set
     weights = saved(tmp_path, "model_final_averaged")["model"]
     assert weights.keys() == saved(tmp_path, "model_final")["model"].keys()
     assert all(torch.equal(weights[k], x) for k, x in average.model.state_dict().items())

@@ -168,8 +168,8 @@ class Trainer(ResumableTrainer):
         return self._last_eval_results
 
     def _test_average(self) -> dict[str, Any]:
-        """``{"averaged": results}`` on all processes, of the average if there is one yet."""
-        if self._average is None or self._average.num_averaged == 0:
+        """``{"averaged": results}`` on all processes, if there are an average and a test set."""
+        if self._average is None or self._average.num_averaged == 0 or not self.cfg.DATASETS.TEST:
             return {}
         share_statistics(self._average.model)
         logger.info(f"Evaluation of the average of {self._average.num_averaged:,} weights:")
