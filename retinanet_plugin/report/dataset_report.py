@@ -128,7 +128,7 @@ def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
     if not len(counts):
         return "no images"
     return (
-        f"{np.median(counts):.0f} boxes (median), at most {counts.max():,} "
+        f"{_count(round(np.median(counts)), 'box', 'boxes')} (median), at most {counts.max():,} "
         f"(TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}), "
         f"none in {_count(int((counts == 0).sum()), 'image')}"
     )

@@ -100,7 +100,8 @@ def learning_rate_warnings(cfg: CfgNode) -> list[str]:
 
 def _device(name: str) -> str:
     if not name.startswith("cuda"):
-        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here"
     found = torch.cuda.get_device_properties(torch.device(name))
