@@ -32,9 +32,11 @@ def cfg(instant_cfg):
 
 
 @pytest.fixture
-def said(caplog):
+def said(caplog, monkeypatch):
     """``said()``: what was logged so far."""
     logger = logging.getLogger("detectron2")
+    monkeypatch.setattr(logger, "propagate", False)  # or each line would be there twice
+    caplog.set_level(logging.INFO, logger="detectron2")
     logger.addHandler(caplog.handler)
     yield lambda: caplog.text
     logger.removeHandler(caplog.handler)
