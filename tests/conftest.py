@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import logger as d2_logger
@@ -57,6 +58,15 @@ def _own_log():
     d2_logger._LOG_COUNTER.clear()  # what is said once in a process is said once in a test
     for_the_log.setTarget(None)  # or what is said next would go to this test's log.txt
     for_the_log.buffer.clear()
+
+
+def forget(*names):
+    """Take data sets out of Detectron2's catalogs, where an earlier call may have put them."""
+    for name in names:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
 
 
 NEEDS_TRITON = "no Triton 3.2 or later: PyTorch's CUDA builds for Linux bring it"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, forget
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
@@ -20,15 +20,6 @@ from retinanet_plugin.data.checks import check_datasets, inspect_datasets, num_c
 from retinanet_plugin.data.images.image_files import inspect_image_files
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
-
-
-def forget(*names):
-    """Take data sets out of Detectron2's catalogs, where an earlier call may have put them."""
-    for name in names:
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
 
 
 def config(train=None, test=None):

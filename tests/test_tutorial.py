@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, forget
 
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands import new
@@ -40,6 +40,7 @@ def test_the_commands_of_the_tutorial(tmp_path, monkeypatch, clean_env, capsys):
     monkeypatch.setattr(
         new, "measure_fitting_batch", lambda cfg: (cfg.SOLVER.IMS_PER_BATCH, StepCost(0.4, 0, 0.05))
     )
+    forget("digits_train", "digits_val", "plan_train", "plan_val")  # of other tests
     assert len(commands()) == 10
     for python, *words in commands():
         assert python == "python"
