@@ -172,10 +172,13 @@ class _Inputs(IterableDataset):
         size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         self.slots = range(comm.get_rank() * size, (comm.get_rank() + 1) * size)
         self.is_grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        seeded = cfg.clone()
+        seeded.defrost()
+        seeded.SEED = seed  # which samplers of the newest main take
         with unchanged_random_states():
-            np.random.seed(seed)  # from which Detectron2's samplers draw theirs
+            np.random.seed(seed)  # from which others draw theirs
             parts = build_detection_train_loader.from_config(
-                cfg, mapper=mapper, dataset=images.records
+                seeded, mapper=mapper, dataset=images.records
             )
         self.sampler = parts["sampler"]
 
