@@ -6,7 +6,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from .checks.config_values import flattened, lookup
+from ..config import flattened
+from .checks.config_values import lookup
 from .console_log import quiet
 
 logger = logging.getLogger("detectron2.trainer")

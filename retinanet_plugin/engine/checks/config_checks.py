@@ -7,9 +7,10 @@ from detectron2.config import CfgNode
 from ...config import check_config
 from ...errors import UserError
 from ..scaling import scaled_config
-from .config_conflicts import conflict_errors, conflict_warnings
+from .config_conflicts import conflict_errors
 from .config_probes import probe_errors, solver_errors
 from .config_values import value_errors
+from .config_warnings import conflict_warnings
 
 logger = logging.getLogger("detectron2.config")
 

@@ -1,27 +1,13 @@
-"""Keys of a config that do not go together, or are probably not meant."""
+"""Keys of a config that do not go together."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ...config import add_retinanet_config, flattened
 from .config_probes import num_channels
 
-_BGR_MEAN, _BGR_STD = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395)
-_SMALLEST_SIZE = 32  # pixels
-# What other models read and RetinaNet does not.
-_OF_OTHER_MODELS = (
-    "MODEL.ROI_",
-    "MODEL.RPN.",
-    "MODEL.PROPOSAL_GENERATOR.",
-    "MODEL.SEM_SEG_HEAD.",
-    "MODEL.PANOPTIC_FPN.",
-    "DATASETS.PROPOSAL_FILES_",
-    "TEST.KEYPOINT_OKS_SIGMAS",
-)
+_BGR_MEAN = (103.530, 116.280, 123.675)
 
 
 def conflict_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
@@ -40,7 +26,9 @@ def conflict_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
             f"{len(cfg.DATASETS.TEST)} data sets: give one, or empty TEST.EXPECTED_RESULTS"
         )
     if training:
-        yield from _training_errors(cfg)
+        yield from _learning_errors(cfg)
+        yield from _image_errors(cfg)
+        yield from _schedule_errors(cfg)
 
 
 def _pixel_errors(cfg: CfgNode) -> Iterator[str]:
@@ -59,8 +47,8 @@ def _pixel_errors(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def _training_errors(cfg: CfgNode) -> Iterator[str]:
-    solver, size = cfg.SOLVER, cfg.INPUT
+def _learning_errors(cfg: CfgNode) -> Iterator[str]:
+    solver = cfg.SOLVER
     labels = list(cfg.MODEL.RETINANET.IOU_LABELS)
     rises = labels == sorted(labels, key=lambda label: label == 1)
     if cfg.MODEL.RETINANET.MATCHER_NAME == "IoUMatcher" and not (
@@ -75,7 +63,11 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.AMP.ENABLED is True, which needs CUDA, but MODEL.DEVICE is "
             f"{cfg.MODEL.DEVICE}: set SOLVER.AMP.ENABLED False (or MODEL.RETINANET.BFLOAT16 True)"
         )
-    if _is_reversed_mean(cfg):
+
+
+def _image_errors(cfg: CfgNode) -> Iterator[str]:
+    size = cfg.INPUT
+    if is_reversed_mean(cfg):
         wanted = sorted(_BGR_MEAN, reverse=size.FORMAT == "RGB")
         yield (
             f"INPUT.FORMAT is {size.FORMAT} but MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is in the "
@@ -93,6 +85,10 @@ def _training_errors(cfg: CfgNode) -> Iterator[str]:
         yield f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}: write the smaller size first"
     if size.CROP.ENABLED:
         yield from _crop_errors(size.CROP)
+
+
+def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
+    solver = cfg.SOLVER
     if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
         yield (
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which SOLVER.REFERENCE_WORLD_SIZE "
@@ -167,7 +163,8 @@ def _crop_errors(crop: CfgNode) -> Iterator[str]:
         yield f"INPUT.CROP.SIZE is {sizes} but INPUT.CROP.TYPE {crop.TYPE}: write the smaller first"
 
 
-def _is_reversed_mean(cfg: CfgNode) -> bool:
+def is_reversed_mean(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.PIXEL_MEAN`` is ImageNet's in the other order than ``INPUT.FORMAT``."""
     order = {"BGR": _BGR_MEAN[::-1], "RGB": _BGR_MEAN}.get(cfg.INPUT.FORMAT)
     mean = cfg.MODEL.PIXEL_MEAN
     return order is not None and len(mean) == 3 and all(map(_is_near, mean, order))
@@ -175,142 +172,3 @@ def _is_reversed_mean(cfg: CfgNode) -> bool:
 
 def _is_near(value: float, other: float) -> bool:
     return math.isclose(value, other, abs_tol=1.0)
-
-
-def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
-    """A sentence for what is allowed and probably not meant; see :func:`conflict_errors`."""
-    unread = _set_for_other_models(cfg)
-    if unread:
-        more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
-        yield f"RetinaNet does not read {', '.join(unread[:4])}{more}, which the config sets"
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        yield (
-            "MODEL.META_ARCHITECTURE is RetinaNet, Detectron2's own, which does not read "
-            f"{', '.join(['regions to ignore', *_unread_by_stock(cfg)])}: set ModularRetinaNet if "
-            "they are meant"
-        )
-    if cfg.MODEL.RETINANET.SCORE_THRESH_TEST >= 0.9:
-        yield (
-            f"MODEL.RETINANET.SCORE_THRESH_TEST is {cfg.MODEL.RETINANET.SCORE_THRESH_TEST}: "
-            "detections of lower scores are dropped, which lowers AP; 0.05 is usual"
-        )
-    if 0 < cfg.INPUT.MIN_SIZE_TEST < _SMALLEST_SIZE:
-        yield _too_small("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST)
-    if cfg.INPUT.MIN_SIZE_TEST > cfg.INPUT.MAX_SIZE_TEST:
-        yield (
-            f"INPUT.MIN_SIZE_TEST is {cfg.INPUT.MIN_SIZE_TEST}, above INPUT.MAX_SIZE_TEST "
-            f"{cfg.INPUT.MAX_SIZE_TEST}, which alone decides the size of images"
-        )
-    if not training and _is_reversed_mean(cfg):
-        yield (
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT} but MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is "
-            "in the other order"
-        )
-    if training:
-        yield from _training_warnings(cfg)
-        yield from _weight_warnings(cfg)
-
-
-def _set_for_other_models(cfg: CfgNode) -> list[str]:
-    return [key for key in _away_from(get_cfg(), cfg) if key.startswith(_OF_OTHER_MODELS)]
-
-
-def _unread_by_stock(cfg: CfgNode) -> list[str]:
-    """Keys of this package that are set and that Detectron2's own model does not have."""
-    known, default = dict(flattened(get_cfg())), get_cfg()
-    add_retinanet_config(default)
-    return [
-        key
-        for key in _away_from(default, cfg)
-        if key.startswith("MODEL.RETINANET.") and key not in known
-    ]
-
-
-def _away_from(usual: CfgNode, cfg: CfgNode) -> list[str]:
-    """Keys with another value than ``usual`` has."""
-    values = dict(flattened(usual))
-    return [
-        key
-        for key, value in flattened(cfg)
-        if key in values and _with_lists(value) != _with_lists(values[key])
-    ]
-
-
-def _with_lists(value: Any) -> Any:
-    """Files that are written and read again have lists where defaults have tuples."""
-    return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _too_small(key: str, value: Any) -> str:
-    return (
-        f"{key} is {value}: images are shrunk to a shorter side of less than {_SMALLEST_SIZE} "
-        "pixels, in which little can be found; 800 is usual"
-    )
-
-
-def _training_warnings(cfg: CfgNode) -> Iterator[str]:
-    solver, size = cfg.SOLVER, cfg.INPUT
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            yield f"DATASETS.{key} has {twice[0]} {Counter(names)[twice[0]]} times"
-    both = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.TRAIN]
-    if both:
-        yield f"{both[0]} is in DATASETS.TRAIN and in DATASETS.TEST: its AP is of trained images"
-    if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
-        yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD} but DATASETS.TEST is empty"
-    elif cfg.TEST.EVAL_PERIOD > solver.MAX_ITER:
-        yield (
-            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, above SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}: only the end of the training is evaluated"
-        )
-    if 0 < min(size.MIN_SIZE_TRAIN) < _SMALLEST_SIZE:
-        yield _too_small("INPUT.MIN_SIZE_TRAIN", size.MIN_SIZE_TRAIN)
-    if 0 in size.MIN_SIZE_TRAIN:
-        yield "INPUT.MIN_SIZE_TRAIN has 0, with which images keep their size"
-    elif min(size.MIN_SIZE_TRAIN) > size.MAX_SIZE_TRAIN:
-        yield (
-            f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}, above INPUT.MAX_SIZE_TRAIN "
-            f"{size.MAX_SIZE_TRAIN}, which alone decides the size of images"
-        )
-    late = [step for step in solver.STEPS if step > solver.MAX_ITER]
-    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        yield (
-            f"SOLVER.STEPS is {solver.STEPS}, of which training never reaches {late[0]}: "
-            f"SOLVER.MAX_ITER is {solver.MAX_ITER}"
-        )
-    if solver.WARMUP_ITERS > solver.MAX_ITER:
-        yield (
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, above SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}: SOLVER.BASE_LR is never reached"
-        )
-    if solver.BASE_LR > 1:
-        yield f"SOLVER.BASE_LR is {solver.BASE_LR}, with which training probably diverges"
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
-    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
-        yield (
-            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
-            "which no image is repeated"
-        )
-
-
-def _weight_warnings(cfg: CfgNode) -> Iterator[str]:
-    """Of ImageNet's weights by their names in Detectron2's catalog, and how they see images."""
-    weights, resnets = cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS
-    if "ImageNetPretrained/torchvision/" in weights:
-        right = {
-            "INPUT.FORMAT RGB": cfg.INPUT.FORMAT == "RGB",
-            "MODEL.RESNETS.STRIDE_IN_1X1 False": not resnets.STRIDE_IN_1X1,
-            f"MODEL.PIXEL_STD {list(_BGR_STD[::-1])}": min(cfg.MODEL.PIXEL_STD) > 1,
-        }
-    elif "ImageNetPretrained/MSRA/" in weights:
-        right = {
-            "INPUT.FORMAT BGR": cfg.INPUT.FORMAT == "BGR",
-            "MODEL.RESNETS.STRIDE_IN_1X1 True": resnets.STRIDE_IN_1X1,
-            "MODEL.PIXEL_STD [1.0, 1.0, 1.0]": max(cfg.MODEL.PIXEL_STD) == 1,
-        }
-    else:
-        right = {}
-    lacking = [option for option, holds in right.items() if not holds]
-    if lacking:
-        yield f"MODEL.WEIGHTS {weights} were trained with {' '.join(lacking)}, this config has not"
