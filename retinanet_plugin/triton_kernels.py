@@ -11,7 +11,7 @@ import torch
 
 
 def working_kernel(
-    name: str, device: torch.device, compare: Callable[[ModuleType], None]
+    what: str, name: str, device: torch.device, compare: Callable[[ModuleType], None]
 ) -> ModuleType | None:
     """The module of a kernel, or None, after one warning, where it does not work.
 
@@ -19,6 +19,7 @@ def working_kernel(
     does not support GPUs below compute capability 7. This waits for the GPU: keep the result.
 
     Args:
+        what: it computes, for the warning.
         name: of the module in this package, such as ``losses.focal_triton``.
         device: where it is to run.
         compare: runs it, and raises an ArithmeticError where its numbers are wrong.
@@ -29,13 +30,13 @@ def working_kernel(
         module = importlib.import_module(f"{__package__}.{name}")
         compare(module)
     except Exception as error:
-        _warn_once(name, repr(error))
+        _warn_once(what, repr(error))
         return None
     return module
 
 
 @functools.cache
-def _warn_once(name: str, reason: str) -> None:
+def _warn_once(what: str, reason: str) -> None:
     logging.getLogger(__name__).warning(
-        f"{name} takes PyTorch's operations, slower than its Triton kernel: {reason}"
+        f"{what} takes PyTorch's operations, slower than its Triton kernel: {reason}"
     )

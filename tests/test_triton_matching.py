@@ -104,7 +104,9 @@ def test_without_triton_a_warning_and_pytorch(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     for _ in range(2):
-        assert triton_kernels.working_kernel("matching.no_kernel", "cuda:0", None) is None
+        assert (
+            triton_kernels.working_kernel("matching", "matching.no_kernel", "cuda:0", None) is None
+        )
     (record,) = caplog.records
     assert "PyTorch's operations" in record.message
     triton_kernels._warn_once.cache_clear()

@@ -33,7 +33,10 @@ def _tried_kernel(
     device: torch.device, dtype: torch.dtype, pytorch_pass: Callable
 ) -> ModuleType | None:
     return working_kernel(
-        "losses.focal_triton", device, lambda kernel: _compare(kernel, device, dtype, pytorch_pass)
+        "the focal loss",
+        "losses.focal_triton",
+        device,
+        lambda kernel: _compare(kernel, device, dtype, pytorch_pass),
     )
 
 

@@ -88,7 +88,9 @@ def _kernel(anchors: Tensor, boxes: Tensor) -> ModuleType | None:
 
 @functools.cache
 def _tried_kernel(device: torch.device) -> ModuleType | None:
-    return working_kernel("matching.iou_triton", device, lambda kernel: _compare(kernel, device))
+    return working_kernel(
+        "matching", "matching.iou_triton", device, lambda kernel: _compare(kernel, device)
+    )
 
 
 def _compare(kernel: ModuleType, device: torch.device | str) -> None:

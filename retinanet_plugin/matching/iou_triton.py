@@ -56,9 +56,7 @@ def _best_kernel(
     BLOCK_SIZE: tl.constexpr,
 ):
     image = tl.program_id(1)
-    anchor = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    in_bounds = anchor < num_anchors
-    x1, y1, x2, y2 = _corners(anchors + 4 * anchor, in_bounds)
+    place, in_bounds, x1, y1, x2, y2 = _anchors_of_program(anchors, num_anchors, BLOCK_SIZE)
     value = tl.zeros([BLOCK_SIZE], tl.float32)
     box = tl.zeros([BLOCK_SIZE], tl.int64)
     for m in range(num_boxes):
@@ -70,7 +68,6 @@ def _best_kernel(
         highest = tl.max(iou, axis=0)  # those out of bounds are empty boxes: 0
         bits = highest.to(tl.int32, bitcast=True)
         tl.atomic_max(box_best + row, bits, mask=highest > 0)
-    place = image.to(tl.int64) * num_anchors + anchor
     tl.store(best_value + place, value, mask=in_bounds)
     tl.store(best_box + place, box, mask=in_bounds)
 
@@ -88,9 +85,7 @@ def _claims_kernel(
     BLOCK_SIZE: tl.constexpr,
 ):
     image = tl.program_id(1)
-    anchor = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    in_bounds = anchor < num_anchors
-    x1, y1, x2, y2 = _corners(anchors + 4 * anchor, in_bounds)
+    place, in_bounds, x1, y1, x2, y2 = _anchors_of_program(anchors, num_anchors, BLOCK_SIZE)
     value = tl.full([BLOCK_SIZE], -1.0, tl.float32)
     box = tl.zeros([BLOCK_SIZE], tl.int64)
     for m in range(num_boxes):
@@ -100,18 +95,23 @@ def _claims_kernel(
         better = tl.load(is_box + row) & (iou == best) & (iou > value)
         value = tl.where(better, iou, value)
         box = tl.where(better, m, box)
-    place = image.to(tl.int64) * num_anchors + anchor
     tl.store(claim_value + place, value, mask=in_bounds)
     tl.store(claim_box + place, box, mask=in_bounds)
 
 
 @triton.jit
-def _corners(at, in_bounds):
+def _anchors_of_program(anchors, num_anchors, BLOCK_SIZE: tl.constexpr):
+    """Their places in a result (N, R), which of them there are, and their corners."""
+    anchor = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    in_bounds = anchor < num_anchors
+    corner = anchors + 4 * anchor
     return (
-        tl.load(at, mask=in_bounds, other=0.0),
-        tl.load(at + 1, mask=in_bounds, other=0.0),
-        tl.load(at + 2, mask=in_bounds, other=0.0),
-        tl.load(at + 3, mask=in_bounds, other=0.0),
+        tl.program_id(1).to(tl.int64) * num_anchors + anchor,
+        in_bounds,
+        tl.load(corner, mask=in_bounds, other=0.0),
+        tl.load(corner + 1, mask=in_bounds, other=0.0),
+        tl.load(corner + 2, mask=in_bounds, other=0.0),
+        tl.load(corner + 3, mask=in_bounds, other=0.0),
     )
 
 
