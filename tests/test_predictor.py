@@ -86,12 +86,16 @@ def test_one_thread_leaves_1x1_convolutions_to_onednn(one_thread):
         torch.testing.assert_close(model(images), expected)
 
 
-@pytest.fixture
-def one_thread():
+def with_threads(number):
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    yield from with_threads(1)
 
 
 def operators(model, images):
@@ -170,10 +174,7 @@ def in_a_fork(predictor, files):
 
 @pytest.fixture
 def two_torch_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    yield from with_threads(2)
 
 
 def test_a_script_says_nothing_but_what_it_prints(detector, clean_env):
