@@ -541,6 +541,14 @@ def test_logits_and_labels_that_do_not_fit_are_refused(one_level, change, messag
         focal_loss(*change(x, y))
 
 
+@pytest.mark.parametrize(("num_logits", "num_labels"), [(0, 0), (2, 1), (1, 2)])
+def test_levels_that_do_not_fit_are_refused(one_level, num_logits, num_labels):
+    x, y, *_ = one_level
+    loss = CLS_LOSS_REGISTRY.get("FocalLoss")(alpha=0.25, gamma=2.0)
+    with pytest.raises(UserError, match=rf"are of \[{num_logits}, {num_labels}\] levels: give as"):
+        loss([x] * num_logits, [y] * num_labels, None)
+
+
 @pytest.mark.parametrize("value", [-0.1, 5.1, math.inf, math.nan])
 def test_function_and_module_refuse_the_same_gammas(one_level, value):
     x, y, *_ = one_level

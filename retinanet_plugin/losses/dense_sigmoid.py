@@ -83,9 +83,10 @@ def loss_of_levels(
     """The sum of :func:`dense_sigmoid_loss` over levels; on a GPU for hardly more than one costs.
 
     Args:
-        pred_logits, gt_labels, gt_qualities: of each level.
+        pred_logits, gt_labels, gt_qualities: of each level, one at least.
         loss_and_slope, alpha, triton: of all of them.
     """
+    _check_levels(pred_logits, gt_labels, gt_qualities)
     levels = [
         _Level(logits, labels, None if gt_qualities is None else gt_qualities[i].detach())
         for i, (logits, labels) in enumerate(zip(pred_logits, gt_labels))
@@ -182,6 +183,15 @@ def _loss_and_grads(
 def _pytorch_loss(*arguments: Any) -> Tensor:
     """What the kernel's numbers are compared with."""
     return sum_in_order(dense_anchor_losses(*arguments))
+
+
+def _check_levels(*of_levels: Sequence[Tensor] | None) -> None:
+    counts = [len(levels) for levels in of_levels if levels is not None]
+    if 0 in counts or len(set(counts)) > 1:
+        raise UserError(
+            f"logits, labels and, where they are given, qualities are of {counts} levels: give as "
+            "many of each, one at least"
+        )
 
 
 def _check(level: _Level, alpha: float | Tensor | None) -> None:
