@@ -1,6 +1,6 @@
 """The config keys that Detectron2 lacks, and reading a config with errors that a user can mend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -191,13 +191,17 @@ def is_set(key: str, config_file: str, opts: Sequence[str] = ()) -> bool:
     return True
 
 
-def flattened(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key below a section by its full name, with its value."""
+def flattened(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key below a section by its full name, with its value.
+
+    Args:
+        node: a config, or what YAML reads from the text of one.
+    """
     for name, value in node.items():
-        if isinstance(value, CfgNode):
+        if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def check_config(cfg: CfgNode) -> None:

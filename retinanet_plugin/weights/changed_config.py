@@ -1,10 +1,11 @@
 """How a config differs from the one that a file carries as a text of YAML."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
+
+from ..config import flattened
 
 # Where things lie on this machine, and how fast the same training is there.
 _MAY_DIFFER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.COCO_JSON", "DATALOADER.NUM_WORKERS")
@@ -42,17 +43,9 @@ def _changes(saved_config: Any, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         config = None
     if not isinstance(config, dict):
         raise ValueError("its config is no text of YAML")
-    saved, now = dict(_values(config)), dict(_values(yaml.safe_load(cfg.dump())))
+    saved, now = dict(flattened(config)), dict(flattened(yaml.safe_load(cfg.dump())))
     return [
         (key, saved.get(key), now.get(key))
         for key in {**saved, **now}
         if saved.get(key) != now.get(key) and key not in _MAY_DIFFER
     ]
-
-
-def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _values(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value
