@@ -113,13 +113,11 @@ def has_area(boxes):
 
 @torch.no_grad()
 def assert_same_detections(model, original, images, classes=None):
-    """Those with an area; ``classes`` are the original's labels of classes 0, 1, ..."""
-    for image in images:
-        height, width = image.shape[1:]
-        original.transform.min_size, original.transform.max_size = (min(height, width),), 10**6
-        (wanted,) = original([image / 255])
+    """In a batch, those with an area; ``classes`` are the original's labels of classes 0, 1, ..."""
+    original.transform.resize = lambda image, target: (image, target)
+    inputs = [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
+    for wanted, output in zip(original([x / 255 for x in images]), model(inputs)):
         wanted = {key: x[has_area(wanted["boxes"])] for key, x in wanted.items()}
-        (output,) = model([{"image": image, "height": height, "width": width}])
         found = output["instances"]
         found = found[has_area(found.pred_boxes.tensor)]
         assert len(found) == len(wanted["scores"]) > 20
@@ -142,7 +140,9 @@ def test_torchvisions_detections(version):
     _, model = translated("torchvision", original.state_dict())
     assert model.num_classes == 5
     # Sizes for which levels 6 and 7 do not divide the padded image, and boxes leave the image.
-    assert_same_detections(model, original, pictures((96, 160), (150, 70), (128, 128)))
+    images = pictures((96, 160), (150, 70), (128, 128))
+    for batch in (images[:1], images[1:2], images):
+        assert_same_detections(model, original, batch)
 
 
 def test_torchvisions_coco_classes_are_detectron2s():
