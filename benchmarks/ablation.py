@@ -1,10 +1,9 @@
 """What each ingredient of a modern RetinaNet gives, alone and all together: a table and a plot.
 
-Small trainings of one narrow network from random weights, equal in iterations, on two data sets:
-blood cells (https://github.com/Shenggan/BCCD_Dataset, annotations converted to COCO's format) and
-the digits of `python -m retinanet_plugin digits`. Rows are a file; each has the learning rate that
-is best for its first seed, of a grid that is widened until the best is inside. Finished trainings
-are kept in OUTPUT/results.jsonl, and a call that was stopped goes on where it was.
+Small trainings of one narrow network from random weights, equal in iterations, on data sets in COCO's
+format: those of ablation/NAME.yaml. Rows are a file; each has the learning rate that is best for
+its first seed, of a grid that is widened until the best is inside. Finished trainings are kept in
+OUTPUT/results.jsonl, and a call that was stopped goes on where it was.
 """
 
 import argparse
@@ -26,26 +25,27 @@ from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import UserError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SETS = ("bccd", "digits")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bccd", required=True, metavar="DIR", help="with annotations/train.json")
-    parser.add_argument("--digits", required=True, metavar="DIR", help="as the command writes it")
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="NAME=DIR", type=named_folder,
+        help="ablation/NAME.yaml is its config; in DIR train, val and annotations/train.json ...",
+    )  # fmt: skip
     parser.add_argument("--rows", default=f"{HERE}/ablation/ingredients.yaml", metavar="FILE")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time; default: 1")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end after so many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", default="output/ablation", metavar="DIR")
     args = parser.parse_args()
+    folders = dict(args.data)
     with open(args.rows) as file:
         ingredients = yaml.safe_load(file)["rows"]
     rows = {
-        f"{data}: {name}": row_of(keys, data, args)
-        for (name, keys), data in itertools.product(ingredients.items(), args.sets)
+        f"{data}: {name}": row_of(keys, data, folders[data], args.device)
+        for (name, keys), data in itertools.product(ingredients.items(), folders)
     }
     trials = Trials(rows, args.seeds, os.path.join(args.output, "results.jsonl"))
     try:
@@ -53,23 +53,28 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     finally:
-        write_table(trials, list(ingredients), args)
+        write_table(trials, list(ingredients), list(folders), args.output)
         panels: dict[str, dict[str, Sequence[float]]] = {
             data: {name: scores(trials, f"{data}: {name}", "AP") for name in ingredients}
-            for data in args.sets
+            for data in folders
         }
         plot_scores(panels, os.path.join(args.output, "ablation.png"))
 
 
-def row_of(keys: dict[str, Any], data: str, args: argparse.Namespace) -> Row:
+def named_folder(text: str) -> tuple[str, str]:
+    """The type of an option that is a name and a folder."""
+    name, _, folder = text.partition("=")
+    return name, os.path.abspath(folder)
+
+
+def row_of(keys: dict[str, Any], data: str, folder: str, device: str) -> Row:
     """What is trained on a data set, with the config values ``keys``; see ingredients.yaml."""
     cfg = load_config(os.path.join(HERE, "ablation", f"{data}.yaml"))
-    folder = os.path.abspath(getattr(args, data))
     cfg.DATASETS.COCO_JSON = [
         [f"{data}_{split}", f"{folder}/annotations/{split}.json", f"{folder}/{split}"]
         for split in ("train", "val")
     ]
-    cfg.MODEL.DEVICE = args.device
+    cfg.MODEL.DEVICE = device
     for key, value in keys.items():
         if key != "rates":
             cfg.merge_from_list([key, value[data] if isinstance(value, dict) else value])
@@ -90,21 +95,21 @@ def scores(trials: Trials, row: str, key: str) -> list[float]:
     return [x.get(key, 0.0) for x in best[2]] if best else []
 
 
-def write_table(trials: Trials, names: list[str], args: argparse.Namespace) -> None:
+def write_table(trials: Trials, names: list[str], sets: list[str], output: str) -> None:
     """Markdown: mean and range over the seeds, the gain over the first row, with averaged weights
     and with voting, the learning rate, and the time of a step, which means something where
     trainings did not share a device."""
     titles = "AP, mean (range) | gain | EMA | voting | learning rate | ms a step"
     lines = []
-    for data in args.sets:
+    for data in sets:
         lines += [f"| {data} | {titles} |", "|---" * 7 + "|"]
         lines += [f"| {name} | {cells_of(trials, data, name, names[0])} |" for name in names]
         lines.append("")
     text = "\n".join(lines)
-    os.makedirs(args.output, exist_ok=True)
-    with open(os.path.join(args.output, "ablation.md"), "w") as file:
+    os.makedirs(output, exist_ok=True)
+    with open(os.path.join(output, "ablation.md"), "w") as file:
         file.write(text)
-    print(f"{text}\nwrote {args.output}/ablation.md and ablation.png")
+    print(f"{text}\nwrote {output}/ablation.md and ablation.png")
 
 
 def cells_of(trials: Trials, data: str, name: str, first: str) -> str:
