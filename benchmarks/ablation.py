@@ -1,6 +1,6 @@
 """What each ingredient of a modern RetinaNet gives, alone and all together: a table and a plot.
 
-Small trainings of one narrow network from random weights, equal in iterations, on data sets in COCO's
+Small trainings of a narrow network from random weights, equal in iterations, on data sets in COCO's
 format: those of ablation/NAME.yaml. Rows are a file; each has the learning rate that is best for
 its first seed, of a grid that is widened until the best is inside. Finished trainings are kept in
 OUTPUT/results.jsonl, and a call that was stopped goes on where it was.
