@@ -1,7 +1,9 @@
 """A batch in parts gives the step of the whole batch; several processes give that of one."""
 
+import argparse
 import copy
 import functools
+import itertools
 import multiprocessing
 import os
 
@@ -14,7 +16,10 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet_plugin.engine.accumulation import AccumulatingTrainer
+from retinanet_plugin.engine.accumulation import AccumulatingTrainer, PreciseBNOfParts
+from retinanet_plugin.engine.checks import device_checks
+from retinanet_plugin.engine.checks.config_checks import config_errors
+from retinanet_plugin.errors import UserError
 
 multiprocessing.set_forkserver_preload(
     ["retinanet_plugin.engine", "retinanet_plugin.data.digits", "pytest"]
@@ -88,6 +93,57 @@ def test_a_weight_of_the_whole_batch_is_refused(small_cfg, batch):
     small_cfg.MODEL.RETINANET.BBOX_REG_LOSS_WEIGHTING = "score"
     with pytest.raises(ValueError, match="loss_box_reg is divided by a weight of the whole batch"):
         after_steps(build_model(small_cfg), batch, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("MODEL.META_ARCHITECTURE", "RetinaNet", "Detectron2's own, divides the losses of each"),
+        ("MODEL.RETINANET.CUDA_GRAPH", True, "graphs write over gradients"),
+        ("MODEL.RETINANET.BBOX_REG_LOSS_WEIGHTING", "score", "whose sum over the batch is not"),
+    ],
+)
+def test_what_parts_cannot_do_is_refused_in_a_sentence(small_cfg, key, value, words):
+    small_cfg.MODEL.DEVICE = "cuda" if key.endswith("GRAPH") else "cpu"
+    small_cfg.merge_from_list([key, value])
+    assert not any("ACCUMULATE_STEPS" in error for error in config_errors(small_cfg))
+    small_cfg.SOLVER.ACCUMULATE_STEPS = 2
+    (error,) = (x for x in config_errors(small_cfg) if "ACCUMULATE_STEPS" in x)
+    assert error.startswith(f"SOLVER.ACCUMULATE_STEPS is 2 but {key}")
+    assert words in error
+
+
+def test_parts_of_unequal_size_are_refused(small_cfg, monkeypatch):
+    monkeypatch.setattr(device_checks, "num_processes", lambda args: 2)
+    small_cfg.SOLVER.IMS_PER_BATCH, small_cfg.SOLVER.ACCUMULATE_STEPS = 20, 4
+    with pytest.raises(UserError) as refused:
+        device_checks.check_processes(small_cfg, argparse.Namespace(eval_only=False))
+    assert str(refused.value) == (
+        "SOLVER.IMS_PER_BATCH is 20, which 2 processes and 4 parts cannot share evenly: choose a "
+        "multiple of 8 (or lower SOLVER.ACCUMULATE_STEPS)"
+    )
+
+
+def test_precise_batch_norm_of_parts(small_cfg, batch):
+    """The images of the batches, as many at a time as a step computes; no step is taken."""
+    small_cfg.MODEL.RESNETS.NORM = "BN"
+    model = build_model(small_cfg)
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    images = []
+    model.backbone.bottom_up.stem.conv1.norm.register_forward_pre_hook(
+        lambda module, inputs: images.append(inputs[0].transpose(0, 1).flatten(1))
+    )
+    PreciseBNOfParts(0, model, itertools.cycle([batch, batch[::-1]]), 2, 4).update_stats()
+    assert seen == [1] * 8
+    norm = model.backbone.bottom_up.stem.conv1.norm
+    torch.testing.assert_close(norm.running_mean, torch.cat(images, 1).mean(1))
+    torch.testing.assert_close(norm.running_var, torch.cat(images, 1).var(1, unbiased=False))
+    assert model.loss_normalizer == 100  # it is of whole batches
+
+
+def test_precise_batch_norm_without_batch_norm(model):
+    PreciseBNOfParts(0, model, [], 2, 4).update_stats()
 
 
 # ------------------------------------------------------------------ several processes

@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine import Trainer, averaging
 from retinanet_plugin.engine.averaging import WeightAverage, decay_of
 from retinanet_plugin.errors import UserError
 
@@ -22,7 +22,7 @@ class Small(nn.Module):
 def averaged(name, values, ema_decay=0.5):
     """The average's scale after ``values`` were the model's, each once."""
     model = Small()
-    average = WeightAverage(model, decay_of(name, ema_decay))
+    average = WeightAverage(model, name, ema_decay)
     for value in values:
         nn.init.constant_(model.scale, value)
         average.update()
@@ -43,7 +43,7 @@ def test_a_moving_average_by_hand():
 
 def test_statistics_are_averaged_and_counters_are_the_last():
     model = Small()
-    average = WeightAverage(model, decay_of("swa", 0.9))
+    average = WeightAverage(model, "swa", 0.9)
     for mean in (1.0, 4.0):
         model.norm.running_mean.fill_(mean)
         model.norm.num_batches_tracked.add_(1)
@@ -56,6 +56,27 @@ def test_statistics_are_averaged_and_counters_are_the_last():
 def test_an_unknown_average_is_a_sentence():
     with pytest.raises(UserError, match=r"WEIGHT_AVERAGE.NAME is 'mean': choose one of ema, swa, "):
         decay_of("mean", 0.9)
+
+
+@pytest.mark.parametrize(("before", "name"), [("ema", "swa"), ("swa", "ema")])
+def test_another_kind_of_average_begins_anew(before, name, monkeypatch):
+    """An EMA is no mean of as many weights."""
+    said = []
+    monkeypatch.setattr(averaging.logger, "warning", said.append)
+    model = Small()
+    earlier, average = (WeightAverage(model, x, 0.5) for x in (before, name))
+    for value in (8.0, 3.0):
+        nn.init.constant_(model.scale, value)
+        earlier.update()
+    average.load_state_dict(earlier.state_dict())
+    for value in (1.0, 1.0):
+        nn.init.constant_(model.scale, value)
+        average.update()
+    assert float(average.model.scale.detach()) == 1
+    assert said == [
+        f"SOLVER.WEIGHT_AVERAGE.NAME was {before} and is {name}: the average begins anew, with the "
+        "weights from here on"
+    ]
 
 
 @pytest.fixture
@@ -131,6 +152,15 @@ def test_resumed_it_ends_as_if_it_had_not_been_stopped(cfg, tmp_path):
     assert trainer.start_iter == 3
     resumed = saved(tmp_path, "model_final_averaged")["model"]
     assert all(torch.equal(resumed[k], x) for k, x in whole.items())
+    # Evaluated once more without an average, its weights are those of before.
+    cfg.SOLVER.WEIGHT_AVERAGE.NAME = ""
+    train(cfg, resume=True)
+    assert (tmp_path / "model_final_averaged.pth").is_file()
+    # They are not when it went on.
+    cfg.SOLVER.MAX_ITER = 6
+    train(cfg, resume=True)
+    assert not (tmp_path / "model_final_averaged.pth").exists()
+    assert (tmp_path / "earlier-1/model_final_averaged.pth").is_file()
 
 
 def test_the_best_weights_may_be_the_average(cfg, tmp_path, monkeypatch):

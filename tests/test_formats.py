@@ -143,7 +143,7 @@ def test_yolo_label_without_image_beside_others(tmp_path):
         ({"names": "[cat, cat]"}, "has the name cat twice"),
         ({"names": "{1: cat, 2: dog}"}, "number them from 0 on"),
         ({"names": "[yes, no]"}, "a name that YAML reads as True: write it in quotation marks"),
-        ({"path": "gone", "train": "x"}, "there is no .*/gone/x: correct it, or the key path"),
+        ({"path": "gone", "train": "x"}, "there is no .*/gone/x: correct or remove it"),
         ({"names": "3"}, "has names 3: list the names"),
         ({"train": "gone"}, "has train: gone, but there is no"),
         ({"names": "[cat"}, "is not YAML"),
@@ -163,6 +163,8 @@ def test_yolo_splits_lists_and_roboflows_paths(tmp_path):
         tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat]\n"
     )
     assert {x.split for x in read_dataset(path).images} == {"train", "val"}
+    path.write_text(path.read_text() + "test: ../test/images\n")  # where there is none
+    assert "has test: ../test/images, but there is no" in read_dataset(path).notes[0]
     write(tmp_path / "list.txt", "./train/images/train.jpg\n")
     write(path, "path: .\ntrain: list.txt\nnames: [cat]\n")
     assert list(boxes_of(read_dataset(path))) == ["train.jpg"]
@@ -508,6 +510,25 @@ def test_a_split_without_images_is_none(tmp_path):
     assert list(boxes_of(read_dataset(tmp_path))) == ["a.jpg"]
 
 
+@pytest.mark.parametrize("group", ["animals", "cat"])
+def test_roboflows_group_of_classes_is_none(tmp_path, group):
+    image(tmp_path / "a.jpg")
+    groups = [
+        {"id": 0, "name": group, "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": group},
+        {"id": 2, "name": "dog", "supercategory": group},  # a class, even without boxes
+    ]
+    path = write(tmp_path / "coco.json", coco(["a.jpg"]) | {"categories": groups})
+    dataset = read_dataset(path)
+    assert dataset.class_names == ["cat", "dog"]
+    assert f'the category "{group}" has no box and groups others' in dataset.notes[0]
+    write(path, coco(["a.jpg"], category_id=0) | {"categories": groups[:2]})
+    if group == "animals":
+        assert read_dataset(path).class_names == ["animals", "cat"]
+    else:
+        assert "as another one has: give every category a name of its own" in message(path)
+
+
 def test_file_names_that_no_format_can_hold(tmp_path):
     image(tmp_path / "a\nb.jpg")
     path = write(tmp_path / "coco.json", coco(["a\nb.jpg"]))
@@ -577,13 +598,41 @@ def test_two_formats_are_told_with_what_to_name(tmp_path):
     [
         ("a.xml", "<annotations><image/></annotations>", "export it from CVAT as COCO 1.0"),
         ("a.json", '{"_via_img_metadata": {"shape_attributes": 1}}', "export it from VIA as CSV"),
+        ("a.xml", "<annotation><imagesize/></annotation>", "is CVAT's XML for LabelMe"),
         ("a.json", '[{"annotations": [{"result": []}], "image": 1}]', "Label Studio"),
+        ("a.json", '[{"image": "a.jpg", "label": [], "annotator": 1}]', "Label Studio"),
         ("a.jpg.json", '{"objects": [{"classTitle": "cat"}], "size": {}}', "from Supervisely as"),
     ],
 )
 def test_formats_that_are_known_but_not_read(tmp_path, name, content, expected):
     assert expected in message(write(tmp_path / name, content))
     assert expected in message(tmp_path)
+
+
+def test_a_table_of_other_columns_is_told(tmp_path):
+    path = write(tmp_path / "a.csv", "filename,x,y,width,height,class\na.jpg,1,2,3,4,cat\n")
+    for place in (path, tmp_path):
+        assert 'a.csv begins with "filename, x, y, width, height, class"' in message(place)
+    assert "write image_path,xmin,ymin,xmax,ymax,label into its first line" in message(path)
+
+
+def test_labels_that_are_nearly_yolo_are_told(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    write(tmp_path / "labels/a.txt", "cat 0.5 0.5 0.2 0.4\n")
+    text = message(tmp_path)
+    assert 'labels/a.txt is "cat 0.5 0.5 0.2 0.4": write the number of the class' in text
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".json"])
+def test_empty_files_of_images_are_told(tmp_path, suffix):
+    labelme = {"shapes": [{"label": "cat", "points": [[1, 2], [4, 6], [4, 2]]}]}
+    labelme |= {"imagePath": "a.jpg", "imageWidth": 100, "imageHeight": 50}
+    image(tmp_path / "a.jpg")
+    write(tmp_path / f"a{suffix}", voc((2, 3, 4, 6)) if suffix == ".xml" else labelme)
+    assert len(read_dataset(tmp_path).images) == 1
+    write(tmp_path / f"b{suffix}", "")
+    write(tmp_path / f"c{suffix}", "")
+    assert f"b{suffix} is empty (1 more like it): export it again" in message(tmp_path)
 
 
 def test_links_in_a_circle_end(tmp_path):

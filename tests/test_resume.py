@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -106,9 +107,9 @@ def test_two_trainings_in_one_folder(cfg, tmp_path, other_training):
         trainer.train()
     assert not list(tmp_path.glob("*.pth"))
     # The system lets go of it, though a process that loads data may live on.
-    other_training.kill()
+    threading.Timer(0.5, other_training.kill).start()
+    refuse_if_in_use(cfg.OUTPUT_DIR, patience_s=60)
     other_training.wait()
-    refuse_if_in_use(cfg.OUTPUT_DIR)
     trainer = build(cfg)
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()

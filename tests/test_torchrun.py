@@ -1,7 +1,7 @@
 """Trainings under torchrun, on the CPU: they are those of one process, and survive a kill.
 
-torchrun's agent runs here in the test, and its processes are forked from a server that has imported
-everything, which takes seconds less than starting Python for each.
+torchrun's agents run in processes that are forked from a server that has imported everything, and
+fork theirs, which takes seconds less than starting Python for each.
 """
 
 import json
@@ -10,10 +10,14 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -31,30 +35,50 @@ multiprocessing.set_forkserver_preload(
 
 @pytest.fixture(scope="module")
 def torchrun(tmp_path_factory):
-    """``torchrun(num, function, *args)``: runs a function in processes of an agent.
+    """``torchrun(num, function, *args)``: runs a function in so many processes.
 
-    It returns the exit status of the first that failed, or 0, and what each has printed.
+    It returns the lowest exit status of its agents, and what each process has printed; of an agent,
+    the processes are in the order of their ranks. ``min_agents`` may go on alone.
     """
+    place_to_meet = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
-    def run(num, function, *args, restarts=0):
-        logs = tmp_path_factory.mktemp("logs")
-        config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=num, max_restarts=restarts, run_id="test",
-            rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver",
-            logs_specs=DefaultLogsSpecs(str(logs), redirects=Std.ALL),
-        )  # fmt: skip
-        status = 0
-        try:
-            elastic_launch(config, function)(*args)
-        except ChildFailedError as failed:
-            status = failed.get_first_failure()[1].exitcode
+    def run(num, function, *args, agents=1, min_agents=None, restarts=0):
+        logs = [tmp_path_factory.mktemp("logs") for _ in range(agents)]
+        # An agent is lost when it is not heard of for 8 seconds.
+        meeting = {"is_host": False, "last_call_timeout": 1, "keep_alive_interval": 1,
+                   "keep_alive_max_attempt": 8}  # fmt: skip
+        configs = [
+            LaunchConfig(
+                min_nodes=min_agents or agents, max_nodes=agents, nproc_per_node=num // agents,
+                max_restarts=restarts, run_id=logs[0].name, start_method="fork",
+                rdzv_backend="c10d", rdzv_endpoint=f"localhost:{place_to_meet.port}",
+                rdzv_configs=meeting, logs_specs=DefaultLogsSpecs(str(folder), redirects=Std.ALL),
+            )
+            for folder in logs
+        ]  # fmt: skip
+        context = multiprocessing.get_context("forkserver")
+        running = [context.Process(target=run_agent, args=(x, function, args)) for x in configs]
+        for agent in running:
+            agent.start()
+        for agent in running:
+            agent.join()
         printed = [
-            "".join(path.read_text() for path in sorted(logs.glob(f"*/attempt_*/{rank}/std*.log")))
-            for rank in range(num)
+            "".join(path.read_text() for path in sorted(of_agent.glob(f"*/attempt_*/{i}/std*.log")))
+            for of_agent in logs
+            for i in range(num // agents)
         ]
-        return status, printed
+        return min(agent.exitcode for agent in running), printed
 
     return run
+
+
+def run_agent(config, function, args):
+    """What ``torchrun`` does, in a group of processes that can be killed together."""
+    os.setpgrp()
+    try:
+        elastic_launch(config, function)(*args)
+    except ChildFailedError as failed:
+        sys.exit(failed.get_first_failure()[1].exitcode)
 
 
 def train(argv, change=None):
@@ -127,62 +151,144 @@ def detections(output):
 # ------------------------------------------------------------------ starting anew
 
 
-def kill_second_process():
-    """In its third step, unless torchrun has started it anew."""
+def end_in_third_step(end):
+    """``end(trainer)``, unless torchrun has started this process anew."""
     run_step = Trainer.run_step
 
-    def killed(trainer):
-        if trainer.iter == 2 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
+    def ended(trainer):
+        if trainer.iter == 2:
+            end(trainer)
         run_step(trainer)
 
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        Trainer.run_step = killed
+        Trainer.run_step = ended
 
 
-def test_a_training_survives_a_kill_and_ends_as_without(options, torchrun, whole, tmp_path):
-    """What an earlier training left there is not gone on from."""
-    shutil.copy(whole / "model_final.pth", tmp_path)
-    argv = options(tmp_path, SEED=3)
-    status, (printed, other) = torchrun(2, train, argv, kill_second_process, restarts=1)
-    assert status == 0, printed
-    assert printed.count(f"anew: the training goes on from {tmp_path}/model_0000001.pth") == 1
-    assert "error: " not in printed  # torchrun says which process was killed
-    assert other == ""
-    weights = final_weights(whole)
-    assert all(torch.equal(x, weights[name]) for name, x in final_weights(tmp_path).items())
-    lines = (tmp_path / "metrics.json").read_text().splitlines()
+def kill_second_process():
+    def kill(trainer):
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    end_in_third_step(kill)
+
+
+def lose_first_agent():
+    """With all its processes, as with its machine."""
+
+    def lose(trainer):
+        if os.environ["RANK"] == "0":
+            os.killpg(0, signal.SIGKILL)
+
+    end_in_third_step(lose)
+
+
+def assert_nothing_is_double(output):
+    lines = (output / "metrics.json").read_text().splitlines()
     iterations = [json.loads(line)["iteration"] for line in lines]
-    assert iterations == sorted(set(iterations))  # none twice
-    assert detections(tmp_path) == detections(whole) != []
+    assert iterations == sorted(set(iterations)) != []
 
 
-@pytest.mark.parametrize("num", [1, 4])
-def test_other_numbers_of_processes_go_on_with_the_same_batches(
-    options, torchrun, whole, tmp_path, num
-):
-    """Two began; one and four end with their weights, up to the order of sums."""
-    output = tmp_path / "output"
-    shutil.copytree(whole, output)
-    (output / "model_final.pth").unlink()
-    (output / "last_checkpoint").write_text("model_0000001.pth")
-    argv = ["--resume", *options(output, DATASETS__TEST=())]
-    assert torchrun(num, train, argv)[0] == 0
-    assert f"began with 2 processes and goes on with {num}" in (output / "log.txt").read_text()
+def assert_same_weights_up_to_order_of_sums(output, whole):
     weights = final_weights(output)
     for name, expected in final_weights(whole).items():
         difference = (weights[name].double() - expected.double()).norm()
         assert difference <= 1e-4 * expected.double().norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("num", [1, 3])
-def test_an_evaluation_is_that_of_two_processes_to_the_last_bit(
-    options, torchrun, whole, tmp_path, num
+def test_a_training_of_two_agents_survives_a_kill_and_ends_as_without(
+    options, torchrun, whole, tmp_path
 ):
-    weights = whole / "model_final.pth"
-    argv = ["--eval-only", *options(tmp_path, MODEL__WEIGHTS=weights)]
-    assert torchrun(num, train, argv)[0] == 0
-    assert detections(tmp_path) == detections(whole)
+    """What an earlier training left there is not gone on from."""
+    shutil.copy(whole / "model_final.pth", tmp_path)
+    argv = options(tmp_path, SEED=3)
+    status, printed = torchrun(2, train, argv, kill_second_process, agents=2, restarts=1)
+    other, first = sorted(printed)
+    assert status == 0, first
+    assert first.count(f"anew: the training goes on from {tmp_path}/model_0000001.pth") == 1
+    assert "error: " not in first  # torchrun says which process was killed
+    assert other == ""
+    weights = final_weights(whole)
+    assert all(torch.equal(x, weights[name]) for name, x in final_weights(tmp_path).items())
+    assert_nothing_is_double(tmp_path)
+    assert detections(tmp_path) == detections(whole) != []
+
+
+def test_the_loss_of_the_first_agent_leaves_the_other_to_go_on(options, torchrun, whole, tmp_path):
+    """Alone, as ``--nnodes 1:2`` allows, in a folder with an earlier training."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    argv = options(tmp_path, SEED=3, DATASETS__TEST=())
+    status, printed = torchrun(2, train, argv, lose_first_agent, agents=2, min_agents=1, restarts=1)
+    log = (tmp_path / "log.txt").read_text()
+    assert status == -signal.SIGKILL
+    assert log.count(f"anew: the training goes on from {tmp_path}/model_0000001.pth") == 1, printed
+    assert "began with 2 processes and goes on with 1" in log
+    assert_same_weights_up_to_order_of_sums(tmp_path, whole)
+    assert_nothing_is_double(tmp_path)
+    assert os.listdir(tmp_path / "earlier-1")
+
+
+def test_more_processes_go_on_with_the_same_batches(options, torchrun, whole, tmp_path):
+    """Two began; four end with their weights, up to the order of sums."""
+    output = tmp_path / "output"
+    shutil.copytree(whole, output)
+    (output / "model_final.pth").unlink()
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    argv = ["--resume", *options(output, DATASETS__TEST=())]
+    assert torchrun(4, train, argv)[0] == 0
+    assert "began with 2 processes and goes on with 4" in (output / "log.txt").read_text()
+    assert_same_weights_up_to_order_of_sums(output, whole)
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+@pytest.fixture(scope="module")
+def mixed(options, torchrun, tmp_path_factory):
+    """The folder of a training with batch norms, of which each process has its own statistics."""
+    output = tmp_path_factory.mktemp("torchrun") / "mixed"
+    values = {"MODEL__RESNETS__NORM": "BN", "MODEL__FPN__NORM": "GN", "SOLVER__MAX_ITER": 2}
+    status, printed = torchrun(2, train, options(output, **values))
+    assert status == 0, printed
+    return output
+
+
+@pytest.fixture
+def served(mixed):
+    """A server of its weights, and what was fetched from it."""
+    fetched = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            fetched.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=mixed)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", fetched
+        server.shutdown()
+
+
+def set_cache(folder):
+    os.environ["FVCORE_CACHE"] = folder
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_an_evaluation_is_that_of_two_processes_to_the_last_bit(
+    options, torchrun, mixed, served, tmp_path, num
+):
+    """Of four images, so that one of five processes has none; the first one fetches the weights."""
+    address, fetched = served
+    values = {"MODEL__RESNETS__NORM": "BN", "MODEL__FPN__NORM": "GN"}
+    argv = options(tmp_path, MODEL__WEIGHTS=f"{address}/model_final.pth", **values)
+    change = partial(set_cache, str(tmp_path / "cache"))
+    status, (printed, *others) = torchrun(num, train, ["--eval-only", *argv], change)
+    assert status == 0, printed
+    assert detections(tmp_path) == detections(mixed) != []
+    assert fetched == ["/model_final.pth"]
+    assert not any(others)
 
 
 # ------------------------------------------------------------------ failures
@@ -226,8 +332,9 @@ def test_a_failure_of_all_is_told_once(options, torchrun, tmp_path):
 
 
 def test_mistakes_are_found_by_the_first_process_alone(options, torchrun, tmp_path):
+    """And told once, though torchrun tries again."""
     argv = ["--num-gpus", "2", *options(tmp_path)]
-    status, (printed, other) = torchrun(2, train, argv)
+    status, (printed, other) = torchrun(2, train, argv, restarts=2)
     assert status == 1
     assert printed.count("error: torchrun starts the processes") == printed.count("error: ") == 1
     assert other == ""

@@ -6,10 +6,11 @@ from .checks.startup_checks import (
     check_weights,
     check_weights_fit,
 )
-from .command_line import argument_parser, goes_on_after_restart, set_up, setup_config
+from .command_line import argument_parser, set_up, setup_config
 from .ending import log_end, missed_results_in_words
 from .failures.console import keep_console_readable, one_sentence_errors
 from .launching import launch
+from .restarts import goes_on_after_restart
 from .signals import stop_signals
 from .trainer import Trainer
 

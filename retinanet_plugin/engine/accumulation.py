@@ -1,6 +1,7 @@
 """Steps whose batch is computed in parts, with the memory of one: ``SOLVER.ACCUMULATE_STEPS``."""
 
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import PreciseBN
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +18,8 @@ from torch.optim import Optimizer
 from ..losses.normalizer import NormalizedLosses
 from .checks.device_checks import without_gradient
 from .validation import bare_model
+
+_Batch = list[dict[str, Any]]
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -53,8 +57,7 @@ class AccumulatingTrainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
-        size = len(batch) // self.num_parts
-        *first, last = [batch[i : i + size] for i in range(0, len(batch), size)]
+        *first, last = _parts(batch, self.num_parts)
         with model.accumulating() as complete_batch:
             totals: dict[str, Tensor] = {}
             for part in first:
@@ -85,7 +88,7 @@ class AccumulatingTrainer(SimpleTrainer):
         if self.grad_scaler is not None:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
-    def _losses(self, part: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _losses(self, part: _Batch) -> dict[str, Tensor]:
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, torch.float16, enabled=self.grad_scaler is not None):
             return self.model(part)
@@ -97,6 +100,41 @@ class AccumulatingTrainer(SimpleTrainer):
     def _without_exchange(self) -> Any:
         is_shared = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if is_shared else nullcontext()
+
+
+class PreciseBNOfParts(PreciseBN):
+    """Detectron2's ``PreciseBN`` with the memory of a part of a batch.
+
+    Its statistics are of the same images, each of those that were computed with it in training.
+    """
+
+    def __init__(
+        self, period: int, model: Any, loader: Iterable[_Batch], num_iter: int, num_parts: int
+    ) -> None:
+        """
+        Args:
+            model: see :class:`AccumulatingTrainer`, which also says what ``num_parts`` is.
+            num_iter: batches, as of ``PreciseBN``.
+        """
+        super().__init__(period, model, _in_parts(loader, num_parts), num_iter * num_parts)
+
+    def update_stats(self) -> None:
+        if self._disabled:
+            return
+        model = bare_model(self._model)
+        assert isinstance(model, NormalizedLosses)
+        with model.accumulating():  # its moving average is of whole batches
+            super().update_stats()
+
+
+def _parts(batch: _Batch, num_parts: int) -> list[_Batch]:
+    size = len(batch) // num_parts
+    return [batch[i : i + size] for i in range(0, len(batch), size)]
+
+
+def _in_parts(batches: Iterable[_Batch], num_parts: int) -> Iterator[_Batch]:
+    for batch in batches:
+        yield from _parts(batch, num_parts)
 
 
 def _added(totals: dict[str, Tensor], losses: dict[str, Tensor]) -> dict[str, Tensor]:

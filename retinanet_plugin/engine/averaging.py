@@ -1,6 +1,7 @@
 """Averages of the weights over a training, which often detect better than the last weights."""
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import UserError
+
+logger = logging.getLogger("detectron2.trainer")
 
 _Decay = Callable[[int], float]
 
@@ -50,17 +53,23 @@ class WeightAverage(HookBase):
         num_averaged: how many weights it is an average of.
     """
 
-    def __init__(self, model: nn.Module, decay: _Decay, start: int = 0, period: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, ema_decay: float, start: int = 0, period: int = 1
+    ) -> None:
         """
         Args:
             model: the bare model that is trained.
-            decay: of :func:`decay_of`.
+            name, ema_decay: of :func:`decay_of`.
             start: iterations before the first weights that count.
             period: iterations from weights that count to the next.
+
+        Raises:
+            UserError: see :func:`decay_of`.
         """
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.num_averaged = 0
-        self._trained, self._decay, self._start, self._period = model, decay, start, period
+        self._name, self._decay = name, decay_of(name, ema_decay)
+        self._trained, self._start, self._period = model, start, period
 
     @classmethod
     def of_config(cls, cfg: CfgNode, model: nn.Module) -> "WeightAverage | None":
@@ -72,7 +81,7 @@ class WeightAverage(HookBase):
         keys = cfg.SOLVER.WEIGHT_AVERAGE
         if not keys.NAME:
             return None
-        return cls(model, decay_of(keys.NAME, keys.EMA_DECAY), keys.START, keys.PERIOD)
+        return cls(model, keys.NAME, keys.EMA_DECAY, keys.START, keys.PERIOD)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1 - self._start
@@ -95,9 +104,21 @@ class WeightAverage(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
-        return {"model": self.model.state_dict(), "num_averaged": self.num_averaged}
+        return {
+            "name": self._name,
+            "model": self.model.state_dict(),
+            "num_averaged": self.num_averaged,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with an average; one of the other kind is not taken for a beginning of this."""
+        before = state_dict.get("name", self._name)  # which older checkpoints lack
+        if before != self._name:
+            logger.warning(
+                f"SOLVER.WEIGHT_AVERAGE.NAME was {before} and is {self._name}: the average begins "
+                "anew, with the weights from here on"
+            )
+            return
         self.model.load_state_dict(state_dict["model"])
         self.num_averaged = state_dict["num_averaged"]
 

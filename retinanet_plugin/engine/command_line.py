@@ -12,10 +12,8 @@ from ..config import load_config
 from ..data.annotations.coco_json import register_coco_json
 from ..data.annotations.num_classes import NUM_CLASSES_KEY, take_num_classes
 from ..whole_files import write_whole_file
-from .checkpoints.earlier_checkpoints import find_checkpoint
 from .checks.startup_log import log_on_console
 from .console_log import set_up_console
-from .torchrun import is_remembered, remember
 
 logger = logging.getLogger("detectron2.trainer")
 
@@ -54,25 +52,6 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     )
     if kept is not None:
         write_whole_file(path, lambda file: file.write(kept))
-
-
-def note_training(output_dir: str) -> None:
-    """Let :func:`goes_on_after_restart` know that what is in ``OUTPUT_DIR`` is of this training."""
-    remember(f"a training in {os.path.abspath(output_dir)}")
-
-
-def goes_on_after_restart(cfg: CfgNode) -> bool:
-    """Whether torchrun has started this training anew, with a checkpoint to go on from.
-
-    One that an earlier training left in ``OUTPUT_DIR`` does not count.
-    """
-    if not is_remembered(f"a training in {os.path.abspath(cfg.OUTPUT_DIR)}"):
-        return False
-    found = find_checkpoint(cfg.OUTPUT_DIR, quiet=True)
-    where = f"from {found.path}" if found else "at its beginning, since it has no checkpoint yet"
-    with log_on_console():
-        logger.warning(f"torchrun has started the processes anew: the training goes on {where}")
-    return found is not None
 
 
 def setup_config(args: argparse.Namespace) -> CfgNode:

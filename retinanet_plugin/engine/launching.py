@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import detectron2.engine
 
 from .failures.console import in_its_own_words
+from .restarts import introduce, mistake_was_told, note_told_mistake
 from .signals import wait_to_be_ended
 from .torchrun import (
     is_first_process,
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 _PREPARED = "what was prepared"
 # Processes that start later than the first one has failed find none to listen to.
 _SLOWEST_S = 10.0
+_BY_SIGNAL = 128  # from here on, the status of a process that a signal has ended
 
 
 def launch(
@@ -61,12 +63,17 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
 
     Raises:
         BaseException: what it raises, in the first process; the others end with its status, and
-            leave it to the first one to say why.
+            leave it to the first one to say why. Once it is said, so do all that torchrun starts
+            anew: it does not know that they fail again.
     """
+    if mistake_was_told():
+        sys.exit(1)
     if not is_first_process():
+        introduce()
         result, status = receive(_PREPARED)
         if status is None:
             return result
+        _note_if_mistake(status)
         if status:
             wait_to_be_ended()  # torchrun names the process that ends first
         sys.exit(status)
@@ -74,8 +81,15 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
         result = function()
     except (Exception, SystemExit) as error:
         code = getattr(error, "code", 1)
-        send(_PREPARED, (None, code if isinstance(code, int) else 1))
+        status = code if isinstance(code, int) else 1
+        _note_if_mistake(status)
+        send(_PREPARED, (None, status))
         wait_until_received(_PREPARED, _SLOWEST_S)
         raise
     send(_PREPARED, (result, None))
     return result
+
+
+def _note_if_mistake(status: int) -> None:
+    if 0 < status < _BY_SIGNAL:
+        note_told_mistake()

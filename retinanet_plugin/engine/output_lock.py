@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 from detectron2.utils import comm
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from ..errors import UserError
 
 _NAME = ".training.lock"
+_POLL_S = 0.2
 
 
 @contextlib.contextmanager
@@ -39,16 +41,26 @@ def only_training_in(output_dir: str) -> Iterator[None]:
         os.close(file)
 
 
-def refuse_if_in_use(output_dir: str) -> None:
+def refuse_if_in_use(output_dir: str, patience_s: float = 0.0) -> None:
     """
+    Args:
+        patience_s: seconds for which to wait for the end of the other training.
+
     Raises:
         UserError: a training holds the folder, of another process.
     """
     file = _opened(output_dir)
     if file is None:
         return
+    end = time.monotonic() + patience_s
     try:
-        _lock(file, fcntl.LOCK_SH, output_dir)  # shared: several processes may be asking
+        while True:
+            try:
+                return _lock(file, fcntl.LOCK_SH, output_dir)  # shared: several may be asking
+            except UserError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_POLL_S)
     finally:
         os.close(file)
 

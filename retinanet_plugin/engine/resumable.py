@@ -18,7 +18,7 @@ from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
 from ..errors import UserError
-from .accumulation import build_step
+from .accumulation import PreciseBNOfParts, build_step
 from .checkpoints.usable_state import usable_state
 from .failures.writers import DispensableWriter
 from .resume import (
@@ -85,9 +85,10 @@ class ResumableTrainer(DefaultTrainer):
             return hooks
         trainer = weakref.proxy(self)
         loader = Restarted(self.data_loader, lambda: trainer.iter)
-        test = self.cfg.TEST
+        test, parts = self.cfg.TEST, self.cfg.SOLVER.ACCUMULATE_STEPS
+        args = test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER
         return [
-            PreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
+            (PreciseBN(*args) if parts == 1 else PreciseBNOfParts(*args, parts))
             if isinstance(hook, PreciseBN)
             else hook
             for hook in hooks

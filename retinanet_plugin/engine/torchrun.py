@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: how they meet, who speaks for all, what outlives a restart.
+"""The processes that torchrun starts: how they meet, and who speaks for all.
 
 torchrun tells each process its place in environment variables, and ends and starts all of them anew
 when one has failed (``--max-restarts``). Its agent keeps a store of keys and values for them.
@@ -140,17 +140,6 @@ def others_failed() -> bool:
         return is_torchrun() and _store_of_restart().add(_FAILURES, 0) > 0
     except distributed.DistError:
         return False
-
-
-def remember(what: str) -> None:
-    """Let processes that torchrun starts anew know of ``what``: see :func:`is_remembered`."""
-    if is_torchrun():
-        _agent_store().set(what, "")
-
-
-def is_remembered(what: str) -> bool:
-    """Whether :func:`remember` was called before this restart, on any machine."""
-    return is_torchrun() and _agent_store().check([what])
 
 
 @cache

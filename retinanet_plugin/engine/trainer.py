@@ -30,12 +30,13 @@ from .checkpoints.checkpointer import Checkpointer
 from .checkpoints.earlier_checkpoints import (
     prepare_output_dir,
     refuse_weights_of_earlier_training,
+    set_aside_earlier_average,
 )
-from .command_line import note_training
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
 from .optimizer import build_optimizer
 from .output_lock import only_training_in
+from .restarts import note_training
 from .resumable import ResumableTrainer
 from .signals import at_once
 from .tensorboard import ValidationPictures
@@ -137,7 +138,7 @@ class Trainer(ResumableTrainer):
         ):
             if comm.is_main_process():
                 prepare_output_dir(self.cfg.OUTPUT_DIR, self.start_iter)
-                note_training(self.cfg.OUTPUT_DIR)
+            note_training(self.cfg.OUTPUT_DIR)
             try:
                 super().train()
             except EarlyStop as stop:
@@ -149,6 +150,8 @@ class Trainer(ResumableTrainer):
                     verify_results(self.cfg, self._last_eval_results)
             if self._average is not None and self._average.num_averaged > 0:
                 self.checkpointer.save_averaged(self._average.model)
+            elif comm.is_main_process() and self._num_trained > self.start_iter:
+                set_aside_earlier_average(self.cfg.OUTPUT_DIR)
         results = getattr(self, "_last_eval_results", None)
         log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
         return results

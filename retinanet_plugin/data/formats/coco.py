@@ -1,11 +1,12 @@
 """COCO's format of object detection: files that also name their images' folder, more or less."""
 
 import json
+from typing import Any
 
 from ...errors import UserError
 from ...whole_files import write_whole_file
-from ..annotations.coco_format import read_coco
-from ..findings import Findings
+from ..annotations.coco_format import read_content, to_coco_file
+from ..findings import Findings, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
 from .image_places import find_images, split_of_file
 from .sizes import take_sizes
@@ -14,12 +15,18 @@ from .sizes import take_sizes
 def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
     """Read a file in COCO's format; its polygons and masks are not kept.
 
+    A category of Roboflow's that only groups others is no class.
+
     Raises:
         UserError: an entry cannot be read, or the images are not found.
     """
     source = f"the annotation file {path}"
     findings = Findings()
-    coco = read_coco(path, "", source, findings)
+    content = read_content(path, source, findings)
+    coco, notes = None, []
+    if content is not None:
+        notes = _leave_out_groups(content, path)
+        coco = to_coco_file(content, "", source, findings)
     for error in findings.errors.values():
         raise UserError(str(error))
     assert coco is not None
@@ -33,10 +40,32 @@ def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
             boxes.append(Box(label, x, y, x + width, y + height, bool(annotation["iscrowd"])))
         size = entry.get("width", 0), entry.get("height", 0)
         images.append(AnnotatedImage(file_name, boxes, *size, split_of_file(path)))
-    return AnnotatedImages("COCO", coco.class_names, images, take_sizes(images))
+    return AnnotatedImages("COCO", coco.class_names, images, notes + take_sizes(images))
 
 
 def write_coco_file(dataset: AnnotatedImages, path: str) -> None:
     """Write a file whose ``file_name`` are relative to the data set's image folder."""
     content = json.dumps(dataset.to_coco(), ensure_ascii=False).encode()
     write_whole_file(path, lambda file: file.write(content))
+
+
+def _leave_out_groups(content: dict[str, Any], path: str) -> list[str]:
+    """Remove Roboflow's category that only groups the others; its name may be that of one of them.
+
+    Returns:
+        a note on each.
+    """
+    categories = [x for x in content["categories"] if isinstance(x, dict)]
+    used = [x.get("category_id") for x in content.get("annotations", []) if isinstance(x, dict)]
+    groups = [
+        group
+        for group in categories
+        if group.get("supercategory") == "none"
+        and group.get("id") not in used
+        and any(x.get("supercategory", "") == group.get("name") for x in categories)
+    ]
+    content["categories"] = [x for x in content["categories"] if x not in groups]
+    return [
+        f"{path}: the category {shown(group.get('name'))} has no box and groups others: no class"
+        for group in groups
+    ]

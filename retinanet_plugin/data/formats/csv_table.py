@@ -28,8 +28,10 @@ _SIZES = ("bbox_width", "bbox_height")  # in place of the second corner
 # two are the image's size.
 _KERAS_RETINANET = ("image", *_CORNERS, "label")
 _MAKESENSE = ("label", "bbox_x", "bbox_y", *_SIZES, "image", "image_width", "image_height")
-_HEADER = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
+# What is written.
+COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
 _DELIMITERS = ",;\t"
+_BEGINNING = 65536
 
 
 class _Table(NamedTuple):
@@ -39,9 +41,16 @@ class _Table(NamedTuple):
     rows: list[tuple[int, list[str]]]  # with their line numbers
 
 
-def is_csv_table(first_line: str) -> bool:
-    """Whether a file that begins so has boxes."""
-    cells = _cells(first_line)
+def first_cells(path: str) -> list[str]:
+    """What is in the first line of a file."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline(_BEGINNING)
+    return next(csv.reader([line.strip("\r\n")], delimiter=_delimiter(line)), [])
+
+
+def is_csv_table(path: str) -> bool:
+    """Whether a file has boxes, by its first line."""
+    cells = first_cells(path)
     columns = _columns(cells)
     has_box = any(key in columns for key in _CORNERS)
     return ("image" in columns and has_box) or bool(_unnamed(cells))
@@ -91,7 +100,7 @@ def write_csv_table(dataset: AnnotatedImages, path: str) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HEADER)
+    writer.writerow(COLUMNS)
     for image in dataset.images:
         name = os.path.relpath(image.file_name, os.path.dirname(os.path.abspath(path)))
         for box in image.boxes:
@@ -155,10 +164,6 @@ def _read_table(path: str) -> _Table:
 
 def _delimiter(line: str) -> str:
     return max(_DELIMITERS, key=line.count)
-
-
-def _cells(line: str) -> list[str]:
-    return next(csv.reader([line.strip("\ufeff\r\n")], delimiter=_delimiter(line)), [])
 
 
 def _columns(cells: Sequence[str]) -> dict[str, int]:

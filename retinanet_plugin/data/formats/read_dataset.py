@@ -13,6 +13,7 @@ from .coco import read_coco_file
 from .createml import read_createml
 from .csv_table import read_csv_table
 from .labelme import read_labelme
+from .near_misses import empty_files, near_miss
 from .recognize import (
     COCO,
     CREATEML,
@@ -25,7 +26,7 @@ from .recognize import (
     YOLO_FOLDER,
     Contents,
     contents_of,
-    kind_of,
+    contents_of_file,
 )
 from .via_csv import read_via_csv
 from .voc import read_voc
@@ -70,7 +71,7 @@ def read_dataset(path: str, image_folder: str | None = None) -> AnnotatedImages:
     if os.path.isdir(path):
         contents = contents_of(path, image_folder)
     elif os.path.isfile(path):
-        contents = Contents({kind_of(path): [os.path.abspath(path)]} if kind_of(path) else {})
+        contents = contents_of_file(path)
     else:
         raise UserError(f"{path} does not exist: name an annotation file or a folder")
     kind = _only_format(contents, path)
@@ -78,6 +79,7 @@ def read_dataset(path: str, image_folder: str | None = None) -> AnnotatedImages:
     if kind in (YOLO, YOLO_FOLDER):
         dataset = _read_yolo(kind, files, contents, image_folder)
     elif kind in _OF_FOLDERS:
+        _check_no_empty(files, contents)
         folders = [
             list(group) for _, group in groupby(sorted(files, key=os.path.split), os.path.dirname)
         ]
@@ -126,12 +128,23 @@ def _only_format(contents: Contents, path: str) -> str:
         )
     for kind in contents.formats:
         raise UserError(f"{contents.formats[kind][0]} is {kind}: {FOREIGN[kind]}")
+    if problem := near_miss(contents):
+        raise UserError(problem)
     if os.path.isfile(path):
         raise UserError(f"{path} is of no known format: name {_LOOKED_FOR}")
     found = [counted(len(contents.images), "image", "images")] if contents.images else []
-    found += [f"{number:,} {suffix}" for suffix, number in sorted(contents.num_others.items())[:5]]
+    found += [f"{len(files):,} {suffix}" for suffix, files in sorted(contents.others.items())[:5]]
     what = ", ".join(found) or "no file"
     raise UserError(f"{path} has no annotations: looked for {_LOOKED_FOR}, and found {what}")
+
+
+def _check_no_empty(files: Sequence[str], contents: Contents) -> None:
+    """Refuse files without content among those of which each is of an image."""
+    suffix = os.path.splitext(files[0])[1].lower()
+    empty = empty_files(files, contents.others.get(suffix, []))
+    if empty:
+        more = f" ({len(empty) - 1:,} more like it)" if len(empty) > 1 else ""
+        raise UserError(f"{empty[0]} is empty{more}: export it again, or remove it")
 
 
 def _to_name(contents: Contents, kind: str) -> str:

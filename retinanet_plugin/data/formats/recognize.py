@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from .csv_table import is_csv_table
+from .csv_table import first_cells, is_csv_table
 from .image_places import files_below, images_below, is_image
 from .via_csv import SHAPE_COLUMN
 from .yolo import is_label_file, label_file
@@ -16,6 +16,7 @@ CSV, VIA_CSV = "CSV", "VIA's CSV"
 FOREIGN = {
     "CVAT's own XML": "export it from CVAT as COCO 1.0",
     "VIA's own JSON": "export it from VIA as CSV or COCO",
+    "CVAT's XML for LabelMe": "export it from CVAT as COCO 1.0",
     "Label Studio's own JSON": "export it from Label Studio as COCO or YOLO",
     "Supervisely's own JSON": "export it from Supervisely as COCO, YOLO or Pascal VOC",
 }
@@ -29,10 +30,18 @@ class Contents:
 
     formats: dict[str, list[str]] = field(default_factory=dict)  # files by their format
     images: list[str] = field(default_factory=list)
-    num_others: dict[str, int] = field(default_factory=dict)  # other files by their suffix
+    others: dict[str, list[str]] = field(default_factory=dict)  # other files by their suffix
 
     def add(self, kind: str, path: str) -> None:
         self.formats.setdefault(kind, []).append(path)
+
+
+def contents_of_file(path: str) -> Contents:
+    """The same of a file alone."""
+    kind, path = kind_of(path), os.path.abspath(path)
+    if kind:
+        return Contents({kind: [path]})
+    return Contents(others={os.path.splitext(path)[1].lower(): [path]})
 
 
 def contents_of(folder: str, image_folder: str | None) -> Contents:
@@ -51,7 +60,7 @@ def contents_of(folder: str, image_folder: str | None) -> Contents:
             contents.add(kind, path)
         else:
             suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
-            contents.num_others[suffix] = contents.num_others.get(suffix, 0) + 1
+            contents.others.setdefault(suffix, []).append(path)
     label_folders = None
     if image_folder is not None:
         contents.images = images_below(os.path.abspath(image_folder))
@@ -90,9 +99,9 @@ def _kind_of_json(path: str) -> str:
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         if _has(content, "coordinates") or _has(content, "imagefilename"):
             return CREATEML
-        if _has(content, "image") and _has(content, "annotations"):
-            return "Label Studio's own JSON" if _has(content, "result") else CREATEML
-        return ""
+        if _has(content, "image") and (_has(content, "result") or _has(content, "annotator")):
+            return "Label Studio's own JSON"
+        return CREATEML if _has(content, "image") and _has(content, "annotations") else ""
     if _has(content, "images") and (_has(content, "annotations") or _has(content, "categories")):
         return COCO
     if _has(content, "shapes") and _has(content, "imagePath"):
@@ -112,7 +121,7 @@ def _kind_of_xml(path: str) -> str:
     with open(path, "rb") as file:
         beginning = file.read(_BEGINNING)
     if re.search(rb"<annotation[\s>]", beginning):
-        return VOC
+        return "CVAT's XML for LabelMe" if b"<imagesize" in beginning else VOC
     return "CVAT's own XML" if re.search(rb"<annotations[\s>]", beginning) else ""
 
 
@@ -124,11 +133,9 @@ def _kind_of_yaml(path: str) -> str:
 
 
 def _kind_of_csv(path: str) -> str:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        first_line = file.readline(_BEGINNING)
-    if SHAPE_COLUMN in first_line:
+    if SHAPE_COLUMN in first_cells(path):
         return VIA_CSV
-    return CSV if is_csv_table(first_line) else ""
+    return CSV if is_csv_table(path) else ""
 
 
 def _has_yolo_label(image: str, folders: tuple[str, str] | None) -> bool:

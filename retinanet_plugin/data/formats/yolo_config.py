@@ -43,18 +43,14 @@ def read_yolo_yaml(path: str) -> YoloConfig:
         raise UserError(
             f"{path} has nc {shown(content['nc'])}, but {len(names)} names: correct one of them"
         )
-    roots = _roots(content.get("path"), path)
     config = YoloConfig(path, names, {}, num_keypoint_values=_keypoints(content, path))
     num_twice = 0
-    for split in _SPLITS:
-        entries = content.get(split) or []
-        for entry in [entries] if isinstance(entries, str) else entries:
-            place = _place(entry, split, roots, path)
-            if os.path.isfile(place):
-                config.lists_folders = False
-            for image in _listed(place) if os.path.isfile(place) else images_below(place):
-                num_twice += config.images.get(image, split) != split
-                config.images.setdefault(image, split)
+    for split, place in _places(content, path, config.notes):
+        if os.path.isfile(place):
+            config.lists_folders = False
+        for image in _listed(place) if os.path.isfile(place) else images_below(place):
+            num_twice += config.images.get(image, split) != split
+            config.images.setdefault(image, split)
     if not config.images:
         raise UserError(f"{path}: train, val and test name no image: name their folders")
     if num_twice:
@@ -161,19 +157,38 @@ def _roots(folder: Any, path: str) -> list[str]:
     return [root, beside]
 
 
-def _place(entry: Any, split: str, roots: list[str], path: str) -> str:
-    """The folder or list of a split; with ``../`` in vain, as Roboflow writes it, without."""
-    tried = []
+def _places(content: dict[str, Any], path: str, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """The folders and lists of ``train``, ``val`` and ``test``, each with its split.
+
+    Roboflow names a ``test`` even where there is none, which is noted.
+    """
+    roots = _roots(content.get("path"), path)
+    for split in _SPLITS:
+        entries = content.get(split) or []
+        for entry in [entries] if isinstance(entries, str) else entries:
+            tried = list(_tried(str(entry), roots))
+            place = next(filter(_is_place, tried), None)
+            if place is not None:
+                yield split, place
+            elif split == "test":
+                notes.append(f"{path} has test: {entry}, but there is no {tried[0]}: left out")
+            else:
+                raise UserError(
+                    f"{path} has {split}: {entry}, but there is no {tried[0]}: correct or remove "
+                    "it, or correct the key path"
+                )
+
+
+def _tried(entry: str, roots: list[str]) -> Iterator[str]:
+    """Where a folder or list can be; with ``../`` in vain, as Roboflow writes it, without."""
     for root in roots:
-        for text in (entry, str(entry).removeprefix("../")):
-            place = os.path.normpath(os.path.join(root, str(text)))
-            is_top = os.path.dirname(place) == place  # all of the machine is no data set
-            if os.path.isfile(place) or (os.path.isdir(place) and not is_top):
-                return place
-            tried.append(place)
-    raise UserError(
-        f"{path} has {split}: {entry}, but there is no {tried[0]}: correct it, or the key path"
-    )
+        for text in (entry, entry.removeprefix("../")):
+            yield os.path.normpath(os.path.join(root, text))
+
+
+def _is_place(path: str) -> bool:
+    """Whether a path is a list or a folder; all of the machine is no data set."""
+    return os.path.isfile(path) or (os.path.isdir(path) and os.path.dirname(path) != path)
 
 
 def _listed(path: str) -> Iterator[str]:

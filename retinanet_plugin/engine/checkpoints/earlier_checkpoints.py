@@ -18,6 +18,7 @@ logger = logging.getLogger("detectron2.checkpointer")
 
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 _LONGEST_PATH = 1024  # characters
+_AVERAGED = "model_final_averaged.pth"
 _OF_A_TRAINING = re.compile(r"model_(\d+|final|final_averaged|best)\.pth")
 
 
@@ -124,12 +125,11 @@ def set_aside_earlier_training(output_dir: str) -> None:
     A new training gives its files the same names.
     """
     names = sorted(name for name in os.listdir(output_dir) if _OF_A_TRAINING.fullmatch(name))
-    if not names:
+    metrics = os.path.join(output_dir, "metrics.json")
+    has_metrics = os.path.isfile(metrics) and os.path.getsize(metrics) > 0
+    if not names and not has_metrics:
         return
-    number = 1
-    while os.path.lexists(folder := os.path.join(output_dir, f"earlier-{number}")):
-        number += 1
-    os.mkdir(folder)
+    folder = _make_folder_of_earlier(output_dir)
     # TensorBoard's files have the process in their names: those of this one are in use.
     curves = [
         name
@@ -139,15 +139,32 @@ def set_aside_earlier_training(output_dir: str) -> None:
     for name in [*names, *curves, "last_checkpoint"]:
         if os.path.lexists(os.path.join(output_dir, name)):
             os.replace(os.path.join(output_dir, name), os.path.join(folder, name))
-    metrics = os.path.join(output_dir, "metrics.json")
-    if os.path.isfile(metrics):
+    if has_metrics:
         # The new training's writer has opened it already, to append to it.
         shutil.copy2(metrics, folder)
         os.truncate(metrics, 0)
     logger.warning(
-        f"{output_dir} holds an earlier training, which --resume would have gone on with: its "
-        f"{len(names)} checkpoints and its metrics are now in {folder}"
+        f"{output_dir} holds an earlier training"
+        f"{', which --resume would have gone on with' if names else ''}: its {len(names)} "
+        f"checkpoints and its metrics are now in {folder}"
     )
+
+
+def set_aside_earlier_average(output_dir: str) -> None:
+    """Move the averaged weights that stand beside final weights of which they are no average."""
+    path = os.path.join(output_dir, _AVERAGED)
+    if os.path.lexists(path):
+        folder = _make_folder_of_earlier(output_dir)
+        os.replace(path, os.path.join(folder, _AVERAGED))
+        logger.warning(f"{path} is of before this training went on without it: now in {folder}")
+
+
+def _make_folder_of_earlier(output_dir: str) -> str:
+    number = 1
+    while os.path.lexists(folder := os.path.join(output_dir, f"earlier-{number}")):
+        number += 1
+    os.mkdir(folder)
+    return folder
 
 
 def _cut_metrics(path: str, start_iter: int) -> None:

@@ -50,14 +50,22 @@ def check_values(cfg: CfgNode, training: bool = True, num_processes: int = 1) ->
         UserError: its first error, and how many others there are.
     """
     errors = config_errors(cfg, training)
-    if not errors and training:
-        # Batch, rate and periods may become others.
-        scaled = scaled_config(cfg, num_processes)
-        errors = config_errors(scaled, training) if scaled != cfg else []
-        cfg = scaled
+    # Batch, rate and periods may become others.
+    scaled = scaled_config(cfg, num_processes) if training and not errors else cfg
+    if scaled != cfg:
+        errors = [f"{_as_scaled(cfg)}{error}" for error in config_errors(scaled)]
     if errors:
         more = len(errors) - 1
         count = f" ({more} more: python -m retinanet_plugin doctor lists all mistakes)"
         raise UserError(errors[0] + (count if more else ""))
-    for warning in config_warnings(cfg, training):
-        logger.warning(warning)
+    written = config_warnings(cfg, training)
+    for warning in config_warnings(scaled, training):
+        logger.warning(warning if warning in written else f"{_as_scaled(cfg)}{warning}")
+
+
+def _as_scaled(cfg: CfgNode) -> str:
+    """What a sentence begins with whose values are not those that were written."""
+    solver = cfg.SOLVER
+    keys = (f"REFERENCE_{name}" for name in ("IMS_PER_BATCH", "WORLD_SIZE"))
+    key = next(key for key in keys if solver[key])
+    return f"as scaled by SOLVER.{key} {solver[key]}, "
