@@ -9,16 +9,20 @@ from PIL import Image, ImageOps
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-notes = session.get_modelmeta().custom_metadata_map
-preparing, decoding, padding, levels, names = (
-    json.loads(notes[k]) for k in ("preprocessing", "decoding", "padding", "anchors", "class_names")
-)
+try:
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    notes = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    preparing, decoding, padding = (notes[k] for k in ("preprocessing", "decoding", "padding"))
+except Exception as error:  # of a damaged file, onnxruntime raises anything
+    sys.exit(f"error: {sys.argv[1]} is no file of export onnx: {error}")
+try:
+    picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+except (OSError, ValueError, SyntaxError) as error:  # of Pillow
+    sys.exit(f"error: {sys.argv[2]} cannot be read: {error}")
 if decoding["in_graph"] or decoding["score_voting"] or decoding["clip_before_nms"]:
     sys.exit("error: this example is for exports without --nms, voting and clipping before NMS")
 
 # The image, resized, in the model's order of colours; at the right and below, the mean colour.
-picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 short, long = sorted(picture.size)
 scale = min(preparing["min_size_test"] / short, preparing["max_size_test"] / long)
 width, height = (int(side * scale + 0.5) for side in picture.size)
@@ -31,7 +35,7 @@ logits, deltas, *ious = (output[0] for output in session.run(None, {"images": im
 
 # Anchors (R, 4): levels one after the other, in each by row, column and kind.
 anchors = []
-for level in levels:
+for level in notes["anchors"]:
     y, x = (np.arange(-(-s // level["stride"])) + level["offset"] for s in padded)
     x, y = np.meshgrid(x * level["stride"], y * level["stride"])
     anchors.append((np.stack([x, y, x, y], -1)[:, :, None] + level["boxes"]).reshape(-1, 4))
@@ -47,17 +51,15 @@ halves = (high - low) / 2 * np.exp(np.minimum(growth, np.log(1000 / 16)))
 boxes = np.concatenate([centres - halves, centres + halves], axis=1)
 
 # Non-maximum suppression in each class, best first.
-order, kept = np.argsort(-scores, kind="stable"), []
-areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-while len(order) and len(kept) < decoding["max_detections_per_image"]:
-    best, order = order[0], order[1:]
-    kept.append(best)
-    low = np.maximum(boxes[order, :2], boxes[best, :2])
-    shared = np.prod(np.maximum(np.minimum(boxes[order, 2:], boxes[best, 2:]) - low, 0), axis=1)
-    iou = shared / (areas[order] + areas[best] - shared)
-    order = order[(iou <= decoding["nms_thresh"]) | (classes[order] != classes[best])]
+areas, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), []
+for i in np.argsort(-scores, kind="stable"):
+    same = [k for k in kept if classes[k] == classes[i]]
+    low, high = np.maximum(boxes[same, :2], boxes[i, :2]), np.minimum(boxes[same, 2:], boxes[i, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    if np.all(shared <= decoding["nms_thresh"] * (areas[same] + areas[i] - shared)):
+        kept.append(i)
 
-for i in kept:
+for i in kept[: decoding["max_detections_per_image"]]:
     box = boxes[i] * np.tile(np.divide(picture.size, (width, height)), 2)
     box = np.clip(box, 0, np.tile(picture.size, 2))
-    print(names[classes[i]], f"{scores[i]:.4f}", *(f"{side:.2f}" for side in box))
+    print(notes["class_names"][classes[i]], f"{scores[i]:.4f}", *(f"{side:.2f}" for side in box))

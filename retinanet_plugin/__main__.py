@@ -2,23 +2,25 @@
 
 import argparse
 import signal
+import sys
 from collections.abc import Sequence
 
-from .commands import COMMANDS
+from .commands import COMMANDS, module_of, summary_of
 from .engine import keep_console_readable, one_sentence_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments (default: of the process) and run the command that they name."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m retinanet_plugin", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        description = command.__doc__ or ""
-        subparser = subparsers.add_parser(
-            name, help=description.splitlines()[0], description=description
-        )
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+    for name in COMMANDS:
+        subparser = subparsers.add_parser(name, help=summary_of(name))
+        if name in argv[:1]:
+            command = module_of(name)
+            subparser.description = command.__doc__
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     args = parser.parse_args(argv)
     with one_sentence_errors():
         args.run(args)

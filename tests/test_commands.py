@@ -29,6 +29,24 @@ def data_opts(digits_entries, tmp_path):
     ]  # fmt: skip
 
 
+def test_only_what_a_command_needs_is_imported(clean_env):
+    """Matplotlib takes a second or two; the list of all commands imports none of them."""
+    code = """
+import contextlib, sys
+import retinanet_plugin.engine
+from retinanet_plugin.__main__ import main
+for arguments in (["--help"], ["predict", "--help"], ["export", "--help"], ["doctor", "--help"]):
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    print("IMPORTED", sys.modules.keys() & {"matplotlib", "retinanet_plugin.data.digits"})
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=clean_env, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.count("IMPORTED set()") == 4, ran.stdout
+    assert "predict Detect in images, folders, globs" in " ".join(ran.stdout.split())
+
+
 def test_digits_into_an_existing_folder_is_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match=rf"error: {tmp_path} exists already"):
         main(["digits", str(tmp_path)])

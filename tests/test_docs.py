@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 import retinanet_plugin
 from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.commands import COMMANDS
+from retinanet_plugin.commands import module_of
 from retinanet_plugin.commands.arguments import read_config
 from retinanet_plugin.config import check_config, load_config
 from retinanet_plugin.engine import Checkpointer, argument_parser, setup_config
@@ -300,7 +300,7 @@ def test_training_commands_are_understood(arguments, nothing_is_registered, monk
 def test_other_commands_are_understood(arguments, nothing_is_registered, monkeypatch):
     monkeypatch.chdir(ROOT)
     ran = []
-    monkeypatch.setattr(COMMANDS[arguments[0]], "run", ran.append)
+    monkeypatch.setattr(module_of(arguments[0]), "run", ran.append)
     main(arguments)
     (args,) = ran
     if hasattr(args, "opts"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_equal_detections
@@ -14,6 +15,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from small_detector import write_small_detector
 
 from retinanet_plugin import Predictor, UserError
@@ -92,6 +94,28 @@ def test_onnx_detects_the_same_in_batches_of_any_size(onnx_file, detector):
     assert_detects_the_same(onnx_file, detector)
 
 
+@pytest.fixture(scope="module")
+def unequal_images(tmp_path_factory):
+    """Files of 50 sizes, upright and lying, none a multiple of the stride."""
+    folder = tmp_path_factory.mktemp("unequal")
+    rng = np.random.default_rng(0)
+    for i in range(50):
+        height, width = (101 + 3 * i, 213 - 2 * i)[:: 1 if i % 2 else -1]
+        coarse = rng.integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [("onnx", "model.onnx"), ("openvino", "model.xml")], ids=str)
+def test_50_images_of_unequal_sizes(kind, detector, unequal_images, tmp_path, capsys):
+    """The command refuses other numbers of detections, 1e-4 in score and 0.1 px."""
+    pytest.importorskip("onnxscript" if kind[0] == "onnx" else "openvino")
+    export(kind[0], detector.weights, tmp_path / kind[1], "--images", unequal_images)
+    (count,) = re.findall(r"([\d,]+) detections in 50 images, the same", capsys.readouterr().out)
+    assert int(count.replace(",", "")) > 500
+
+
 def test_onnx_has_1x1_convolutions_as_they_were(onnx_file):
     import onnx
 
@@ -113,22 +137,45 @@ def test_onnx_says_what_it_is(onnx_file):
     assert [type(side) for side in shape] == [str, int, str, str]
 
 
-def test_the_example_needs_neither_pytorch_nor_detectron2(onnx_file, detector):
+def run_example(*args):
+    """In a process that has neither PyTorch nor Detectron2."""
     code = (
         "import runpy, sys; sys.modules.update(torch=None, detectron2=None, retinanet_plugin=None);"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
     )
+    command = [sys.executable, "-c", code, str(EXAMPLE), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_example_needs_neither_pytorch_nor_detectron2(onnx_file, detector):
     for path in detector.files[1:4]:  # one of them is turned by EXIF
-        command = [sys.executable, "-c", code, str(EXAMPLE), str(onnx_file), str(path)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        ran = run_example(onnx_file, path)
+        assert ran.returncode == 0, ran.stderr
         predictor = Predictor(detector.weights)
         (expected,) = predictor(path)
-        rows = [line.split() for line in printed.splitlines()]
+        rows = [line.split() for line in ran.stdout.splitlines()]
         assert len(rows) == len(expected) > 0
         found = torch.tensor([[float(x) for x in row[1:]] for row in rows])
         wanted = torch.cat([expected.scores[:, None], expected.pred_boxes.tensor], dim=1)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
         assert [r[0] for r in rows] == [predictor.class_names[c] for c in expected.pred_classes]
+
+
+def test_mistakes_of_the_example_are_sentences(onnx_file, detector, tmp_path):
+    half = tmp_path / "half.png"
+    half.write_bytes(detector.files[0].read_bytes()[:500])
+    model = tmp_path / "half.onnx"
+    model.write_bytes(onnx_file.read_bytes()[:500])
+    for args, sentence in (
+        ((onnx_file, half), f"error: {half} cannot be read"),
+        ((onnx_file, tmp_path / "none.png"), f"error: {tmp_path}/none.png cannot be read"),
+        ((model, half), f"error: {model} is no file of export onnx"),
+        ((tmp_path / "none.onnx", half), f"error: {tmp_path}/none.onnx is no file of export onnx"),
+    ):
+        ran = run_example(*args)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr.startswith(sentence), ran.stderr
+        assert "Traceback" not in ran.stderr
 
 
 def test_nms_in_the_graph_detects_the_same(detector, tmp_path, onnx_file):

@@ -279,6 +279,13 @@ def test_mistakes_are_sentences(detector, predictor, tmp_path):
             call()
 
 
+def test_it_says_what_it_is(detector):
+    weights = detector.weights
+    opts = ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.6]
+    described = f"<Predictor {weights} on cpu: 2 classes (bee, ant), scores from 0.6>"
+    assert repr(Predictor(weights, device="cpu", opts=opts)) == described
+
+
 def test_folders_give_their_images_alone(detector, tmp_path):
     for name in ("b.JPG", "a.png", "notes.txt", "c.pdf"):
         (tmp_path / name).write_bytes(b"")

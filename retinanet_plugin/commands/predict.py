@@ -1,30 +1,26 @@
-"""Detect in images, folders, globs and videos, and write what is found.
+"""Detect in images, folders, globs, videos and of cameras, and write what is found.
 
-A run that was stopped goes on where it was. An image that cannot be read is named and left out, and
-the exit status is 1.
+A run that was stopped goes on where it was. A file that cannot be read is named and left out, and
+the exit status is 1. Frames of a camera are kept in FOLDER, until Ctrl-C.
 """
 
 import argparse
 import contextlib
-import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
-from detectron2.structures import Instances
-from tqdm import tqdm
 
 from ..deploy import Predictor
 from ..deploy.drawings import write_crops, write_images
 from ..deploy.formats import Ids, write_coco, write_csv, write_yolo
-from ..deploy.inputs import Video, find_inputs, frames_of
+from ..deploy.inputs import Inputs, find_inputs
 from ..deploy.journal import JOURNAL, Journal, stamp_of
-from ..deploy.tiles import detect_in_tiles
+from ..deploy.videos import Camera, Video
 from ..engine import torchrun
 from ..errors import UserError
 from .arguments import positive_number
+from .detecting import detect
 
 # And what each writes in the folder of the output.
 FORMATS = {
@@ -41,12 +37,15 @@ _TILE = 640
 # What processes that torchrun has started let each other know of.
 _DONE, _UNREADABLE = "what is done", "what cannot be read"
 
-_Place = tuple[str, int | None]  # path, and number of a video's frame
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, or a file of export")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="image, folder, glob, video, or number of a camera",
+    )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="gets all that is written"
     )
@@ -87,37 +86,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     torchrun.use_own_gpu()
-    images, videos = find_inputs(args.inputs)
+    inputs = find_inputs(args.inputs)
+    cameras = _cameras(args, inputs)
     predictor = _predictor(args)
     ids = Ids(args.truth, predictor.class_names)
-    paths = [*images, *(video.path for video in videos)]
-    ids.check(paths)
+    ids.check(inputs.paths)
     number = torchrun.rank()
     if number > 0:
         done = torchrun.receive(_DONE)
-        with Journal(args.output, _made_with(args), paths, number) as journal:
-            unreadable = _detect(predictor, images, videos, journal, done, args.tiles)
+        with Journal(args.output, _made_with(args), inputs.paths, number) as journal:
+            unreadable = detect(predictor, inputs, cameras, journal, done, args.tiles)
         torchrun.send(_UNREADABLE, unreadable)
         return
-    _check_output(args.output, args.format, paths)
-    with Journal(args.output, _made_with(args), paths) as journal, _goes_on():
+    _check_output(args, inputs.paths, cameras)
+    with Journal(args.output, _made_with(args), inputs.paths) as journal, _goes_on():
         done = journal.done()
         torchrun.send(_DONE, done)
-        unreadable = _detect(predictor, images, videos, journal, done, args.tiles)
+        unreadable = detect(predictor, inputs, cameras, journal, done, args.tiles)
         for other in range(1, torchrun.num_processes()):
             for warning in torchrun.receive(_UNREADABLE, other):
                 print(f"WARNING: {warning}", file=sys.stderr)
                 unreadable.append(warning)
         journal.take_in_parts()
     records = journal.records
-    _write(args, records, predictor.class_names, videos, ids)
+    _write(args, records, predictor.class_names, inputs.videos, ids)
     count = sum(len(record["detections"]) for record in records)
     print(f"{count:,} detections in {len(records):,} images: {args.output}")
     if unreadable:
         raise UserError(
-            f"{len(unreadable)} of {len(images) + len(videos)} files could not be read and are "
-            f"left out, the first: {unreadable[0]}"
+            f"{len(unreadable)} of {len(inputs.paths)} files could not be read, or not to the end, "
+            f"the first: {unreadable[0]}"
         )
+
+
+def _cameras(args: argparse.Namespace, inputs: Inputs) -> list[Camera]:
+    """Those that are asked for; the frames that they have given before become inputs.
+
+    Raises:
+        UserError: one is not there, or other options do not go with a camera.
+    """
+    if inputs.cameras and args.truth:
+        raise UserError(
+            "--truth has the ids of files, and a camera's frames have none: leave it out"
+        )
+    if inputs.cameras and torchrun.num_processes() > 1:
+        raise UserError("a camera is read by one process: start predict without torchrun")
+    folder = os.path.abspath(args.output)
+    cameras = [Camera(i, os.path.join(folder, f"camera-{i}")) for i in inputs.cameras]
+    for camera in cameras:
+        inputs.images.extend(camera.kept())
+        print(f"Ctrl-C ends the camera {camera.number}", file=sys.stderr)
+    return cameras
 
 
 @contextlib.contextmanager
@@ -150,96 +169,25 @@ def _made_with(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in made_with.items() if value is not None}
 
 
-def _check_output(folder: str, formats: Sequence[str], paths: Sequence[str]) -> None:
+def _check_output(
+    args: argparse.Namespace, paths: Sequence[str], cameras: Sequence[Camera]
+) -> None:
     """
     Raises:
-        UserError: ``folder`` has what others wrote where this would, or the inputs are there.
+        UserError: the output has what others wrote where this would, or the inputs are there.
     """
-    names = [name for known in formats for name in FORMATS[known]]
-    is_new = not os.path.exists(os.path.join(folder, JOURNAL))
-    for place in (os.path.join(folder, name) for name in names):
+    names = [name for known in args.format for name in FORMATS[known]]
+    is_new = not os.path.exists(os.path.join(args.output, JOURNAL))
+    places = [os.path.join(args.output, name) for name in names]
+    if is_new:
+        places += [camera.folder for camera in cameras]
+    for place in places:
         inputs = os.path.abspath(place) + os.sep
         if (is_new and os.path.exists(place)) or any(p.startswith(inputs) for p in paths):
             raise UserError(
                 f"{place} would be written to, and has what predict did not write: give another "
                 "--output"
             )
-
-
-def _detect(
-    predictor: Predictor,
-    images: list[str],
-    videos: list[Video],
-    journal: Journal,
-    done: set[_Place],
-    tiles: int | None,
-) -> list[str]:
-    """Note what is found in this process's share of all that is not done yet.
-
-    Returns:
-        what is said of unreadable files.
-    """
-    unreadable: list[str] = []
-    number, size = torchrun.rank(), torchrun.num_processes()
-    left = [path for path in images if (path, None) not in done]
-    left = left[len(left) * number // size : len(left) * (number + 1) // size]
-    total = sum(video.num_frames for video in videos) - sum(frame is not None for _, frame in done)
-    total = len(left) + max(0, total) // size
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=total, unit=" images", file=sys.stderr, mininterval=interval, disable=number > 0
-    ) as bar:
-        for work in (_images(left), *(_frames(video, done) for video in videos)):
-            for (path, frame), found in _found(predictor, work, tiles):
-                if isinstance(found, UserError):
-                    unreadable.append(str(found))
-                    if number == 0:
-                        bar.write(f"WARNING: {found}", file=sys.stderr)
-                else:
-                    journal.add(path, frame, found)
-                bar.update()
-    return unreadable
-
-
-def _images(paths: list[str]) -> Iterator[tuple[_Place, str]]:
-    return (((path, None), path) for path in paths)
-
-
-def _frames(video: Video, done: set[_Place]) -> Iterator[tuple[_Place, np.ndarray]]:
-    """Frames that are not done, and of several processes every so many."""
-    number, size = torchrun.rank(), torchrun.num_processes()
-    start = next(i for i in itertools.count() if (video.path, i) not in done)
-    frames = enumerate(frames_of(video, start), start)
-    return (
-        ((video.path, i), frame)
-        for i, frame in frames
-        if i % size == number and (video.path, i) not in done
-    )
-
-
-def _found(
-    predictor: Predictor, work: Iterable[tuple[_Place, Any]], tiles: int | None
-) -> Iterator[tuple[_Place, Instances | UserError]]:
-    places: list[_Place] = []  # of images that are read ahead
-
-    def sources() -> Iterator[Any]:
-        for place, source in work:
-            places.append(place)
-            yield source
-
-    found = _in_tiles(predictor, sources(), tiles) if tiles else predictor.stream(sources())
-    for result in found:
-        yield places.pop(0), result
-
-
-def _in_tiles(
-    predictor: Predictor, sources: Iterable[Any], side: int
-) -> Iterator[Instances | UserError]:
-    for source in sources:
-        try:
-            yield detect_in_tiles(predictor, source, side)
-        except UserError as error:
-            yield error
 
 
 def _write(

@@ -6,14 +6,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ..data.images.read_image import read_image
 from ..errors import UserError
-from ..whole_files import write_whole_file
 from .formats import Record
-from .inputs import Video, frames_of
+from .pictures import write_jpeg
 from .supervision_detections import name_of
+from .videos import Video, frames_of, mean_rate
 
 if TYPE_CHECKING:
     import supervision
@@ -39,7 +38,7 @@ def write_images(
     for record in records:
         path = os.path.join(folder, "images", f"{record['name']}.jpg")
         if record["frame"] is None and not os.path.exists(path):
-            _write_jpeg(path, draw(_read(record), record, class_names, score_thresh))
+            write_jpeg(path, draw(_read(record), record, class_names, score_thresh))
     of_video = _by_video(records)
     for video in videos:
         name = os.path.splitext(os.path.basename(video.path))[0]
@@ -73,7 +72,7 @@ def write_crops(
                     folder, "crops", _file_name(name), f"{record['name']}_{rank:03d}.jpg"
                 )
                 if crop.size and not os.path.exists(path):
-                    _write_jpeg(path, crop)
+                    write_jpeg(path, crop)
 
 
 def draw(
@@ -108,7 +107,7 @@ def _write_video(
     supervision = _supervision()
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.unfinished.mp4"
-    info = supervision.VideoInfo(video.width, video.height, video.rate)
+    info = supervision.VideoInfo(video.width, video.height, mean_rate(video))
     try:
         with supervision.VideoSink(unfinished, info) as sink:
             for record, frame in zip(records, frames_of(video)):
@@ -118,12 +117,6 @@ def _write_video(
             f"{path} cannot be written ({error}): make room, or correct the permissions"
         ) from error
     os.replace(unfinished, path)
-
-
-def _write_jpeg(path: str, image: np.ndarray) -> None:
-    """``image``: (H, W, 3), BGR."""
-    picture = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-    write_whole_file(path, lambda file: picture.save(file, "JPEG", quality=95))
 
 
 def _by_video(records: Iterable[Record]) -> dict[str, list[Record]]:

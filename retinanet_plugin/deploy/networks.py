@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from ..errors import UserError
@@ -15,10 +16,11 @@ from .torch_network import TorchNetwork, read_config, read_described
 class Network(Protocol):
     """From prepared images to detections.
 
-    ``runs_on_cpu``: whether it computes with PyTorch on the CPU, where images are faster one by one
-    in threads than in batches.
+    ``cfg``: the config of the model. ``runs_on_cpu``: whether it computes with PyTorch on the CPU,
+    where images are faster one by one in threads than in batches.
     """
 
+    cfg: CfgNode
     class_names: list[str]
     preprocessing: Preprocessing
     runs_on_cpu: bool

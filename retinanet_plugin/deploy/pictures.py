@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.images.read_image import read_image
 from ..errors import UserError
+from ..whole_files import write_whole_file
 
 Source = str | os.PathLike[str] | np.ndarray
 ORDERS = ("BGR", "RGB")
@@ -83,6 +84,16 @@ def to_picture(array: np.ndarray, image_format: str, order: str) -> np.ndarray:
         array = array[:, :, ::-1]
     picture = Image.fromarray(np.ascontiguousarray(array))
     return np.asarray(convert_PIL_to_numpy(picture, image_format))
+
+
+def write_jpeg(path: str, picture: np.ndarray) -> None:
+    """Write (H, W, 3), BGR, uint8.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    image = Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))
+    write_whole_file(path, lambda file: image.save(file, "JPEG", quality=95))
 
 
 def images_in(folder: str) -> list[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Images of one size that a GPU, or an exported model, is given at a time.
 _MOST_IMAGES = 8
+_MOST_NAMED = 5  # classes in repr()
 
 Prepared = dict[str, Any] | UserError
 
@@ -75,6 +76,15 @@ class Predictor:
         model, weights, device, opts = self._given
         options: dict[str, Any] = {"device": device, "opts": opts, "score_thresholds": self._report}
         return partial(Predictor, **options), (model, weights)
+
+    def __repr__(self) -> str:
+        cfg, names = self._network.cfg, self.class_names[:_MOST_NAMED]
+        number = cfg.MODEL.RETINANET.NUM_CLASSES
+        names += ["..."] * (number > len(names) > 0)
+        classes = f"{number} classes" + (f" ({', '.join(names)})" if names else "")
+        least = self._report or cfg.MODEL.RETINANET.SCORE_THRESH_TEST
+        model = " ".join(filter(None, self._given[:2]))
+        return f"<Predictor {model} on {cfg.MODEL.DEVICE}: {classes}, scores from {least}>"
 
     @property
     def class_names(self) -> list[str]:

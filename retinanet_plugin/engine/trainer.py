@@ -39,7 +39,6 @@ from .output_lock import only_training_in
 from .restarts import note_training
 from .resumable import ResumableTrainer
 from .signals import at_once
-from .tensorboard import ValidationPictures
 from .validation import (
     DetectionCounter,
     bare_model,
@@ -96,6 +95,8 @@ class Trainer(ResumableTrainer):
 
         First comes :class:`WeightAverage`, so that checkpoints and evaluations have the average.
         """
+        from .tensorboard import ValidationPictures  # and Matplotlib: other commands do without
+
         # Detectron2's has been made just before; the hooks are to write with this one.
         stock = self.checkpointer
         self.checkpointer = Checkpointer(
