@@ -11,9 +11,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands import compare_losses
 from retinanet_plugin.commands.compare_losses import ROWS
 from retinanet_plugin.commands.one_trial import changed_values
 from retinanet_plugin.config import load_config
+from retinanet_plugin.errors import UserError
 
 COMPARE = str(ROOT / "configs/digits/compare_losses.yaml")
 
@@ -80,7 +82,9 @@ def test_without_opencv_the_other_commands_run(clean_env):
     assert "Traceback" not in process.stderr
 
 
-def test_compare_losses_continues_and_takes_the_best_learning_rate(data_opts, tmp_path, capsys):
+def test_compare_losses_continues_and_takes_the_best_learning_rate(
+    data_opts, tmp_path, capsys, monkeypatch
+):
     """With the results of all runs there, nothing is trained and the table is written."""
     lines = []
     for i, (row, (_, keys)) in enumerate(ROWS.items()):
@@ -101,6 +105,15 @@ def test_compare_losses_continues_and_takes_the_best_learning_rate(data_opts, tm
 
     with pytest.raises(SystemExit, match=r"results\.jsonl has .* of another config"):
         main(["compare-losses", "--config-file", COMPARE, *arguments, "SOLVER.MAX_ITER", "7"])
+
+    def fail(*_):
+        raise UserError("1 trainings failed")
+
+    monkeypatch.setattr(compare_losses.Trials, "run", fail)
+    (tmp_path / "results.md").unlink()
+    with pytest.raises(SystemExit, match="1 trainings failed"):
+        main(["compare-losses", "--config-file", COMPARE, *arguments])
+    assert (tmp_path / "results.md").read_text().splitlines() == table
 
 
 @pytest.mark.parametrize("row", ROWS)

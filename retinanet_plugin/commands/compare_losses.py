@@ -12,6 +12,8 @@ import os
 import statistics
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from ..data.checks import check_datasets, check_evaluator_type
 from ..engine import check_weights, check_weights_fit
 from ..engine.checks.config_checks import check_values
@@ -85,7 +87,14 @@ def run(args: argparse.Namespace) -> None:
         row.merge_from_list(keys)
         rows[name] = Row(row, sorted(set(args.learning_rates)))
     trials = Trials(rows, args.seeds, os.path.join(cfg.OUTPUT_DIR, "results.jsonl"))
-    trials.run(args.jobs, args.seconds)
+    try:
+        trials.run(args.jobs, args.seconds)
+    finally:
+        _write(trials, cfg)
+
+
+def _write(trials: Trials, cfg: CfgNode) -> None:
+    """What there is, also if a row failed."""
     _write_table(trials, os.path.join(cfg.OUTPUT_DIR, "results.md"))
     plot_scores(
         {cfg.DATASETS.TEST[0]: {row: _scores(trials, row, "AP") for row in ROWS}},
