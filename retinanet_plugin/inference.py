@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from .compat import best_scores
 
+# Boxes (C, 4), absolute pixels, scores (C,) and classes (C,) of an image on a level.
+Candidates = tuple[Tensor, Tensor, Tensor]
+# Finding candidates on a GPU takes about 13 bytes for each entry that is looked at.
+_ENTRIES_AT_ONCE = 2**25
+
 # How fast the say of a box in a vote falls with its distance, as in PAA's section 3.3.
 VOTING_SIGMA = 0.025
 # Boxes that overlap less have none, as in PAA's code.
@@ -99,27 +104,24 @@ class RetinaNetInference(nn.Module):
             list[Instances]: of each image, with ``pred_boxes`` (absolute pixels of the padded
             input, clipped if that is asked for), ``scores`` and ``pred_classes``, best first.
         """
+        ious: Sequence[Tensor | None] = pred_ious or [None] * len(anchors)
+        levels = [
+            self._candidates_of_level(*level, len(image_sizes))
+            for level in zip(anchors, pred_logits, pred_anchor_deltas, ious)
+        ]
         return [
-            self._detect_in_image(
-                anchors,
-                [logits[n] for logits in pred_logits],
-                [deltas[n] for deltas in pred_anchor_deltas],
-                [ious[n] for ious in pred_ious] if pred_ious else [None] * len(anchors),
-                image_size,
-            )
-            for n, image_size in enumerate(image_sizes)
+            self._detect_in_image(candidates, image_size)
+            for candidates, image_size in zip(zip(*levels), image_sizes)
         ]
 
     def _detect_in_image(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        pred_ious: Sequence[Tensor | None],
-        image_size: tuple[int, int],
+        self, candidates: Sequence[Candidates], image_size: tuple[int, int]
     ) -> Instances:
-        levels = zip(anchors, pred_logits, pred_anchor_deltas, pred_ious)
-        candidates = [self._candidates_of_level(*level) for level in levels]
+        """
+        Args:
+            candidates (Sequence[Candidates]): of each level.
+            image_size (tuple[int, int]): (height, width).
+        """
         boxes, scores, classes = (torch.cat(field) for field in zip(*candidates))
         if self.clip_before_nms:
             clipped = Boxes(boxes)
@@ -138,24 +140,68 @@ class RetinaNetInference(nn.Module):
         )
 
     def _candidates_of_level(
-        self, anchors: Boxes, logits: Tensor, deltas: Tensor, ious: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (C, 4), scores (C,) and classes (C,) of a level's C <= topk candidates."""
-        num_anchors = logits.shape[-2]
+        self, anchors: Boxes, logits: Tensor, deltas: Tensor, ious: Tensor | None, num_images: int
+    ) -> list[Candidates]:
+        """Of each image, at most topk candidates of a level."""
+        at_once, found = _images_at_once(logits), []
+        for start in range(0, num_images, at_once):
+            part = slice(start, min(start + at_once, num_images))
+            found += self._candidates_of_images(
+                anchors, logits[part], deltas[part], None if ious is None else ious[part],
+                part.stop - start,
+            )  # fmt: skip
+        return found
+
+    def _candidates_of_images(
+        self, anchors: Boxes, logits: Tensor, deltas: Tensor, ious: Tensor | None, num_images: int
+    ) -> list[Candidates]:
+        _, _, width, num_anchors, _ = logits.shape
         index = (logits > _logit_below(self.score_thresh)).nonzero(as_tuple=True)
         scores = logits[index].float().sigmoid_()
         if ious is not None:
-            scores = scores * ious[index[:3]].float().sigmoid()
+            scores = scores * ious[index[:4]].float().sigmoid()
         # Not after the best are taken: how equal scores are ordered depends on what else is there.
         (above,) = (scores > self.score_thresh).nonzero(as_tuple=True)
-        scores, best = best_scores(scores[above], self.topk_candidates)
-        best = above[best]
-        y, x, a, classes = (i[best] for i in index)
-        anchor_index = (y * logits.shape[1] + x) * num_anchors + a
+        best_of = self._best_of_images(scores[above], index[0][above], num_images)
+        best = above[torch.cat([order for _, order in best_of])]
+        n, y, x, a, classes = (i[best] for i in index)
         boxes = self.box2box_transform.apply_deltas(
-            deltas[y, x, a].float(), anchors.tensor[anchor_index]
+            deltas[n, y, x, a].float(), anchors.tensor[(y * width + x) * num_anchors + a]
         )
-        return boxes, scores, classes
+        if num_images == 1:
+            return [(boxes, best_of[0][0], classes)]
+        counts = [len(scores) for scores, _ in best_of]
+        fields = boxes.split(counts), [scores for scores, _ in best_of], classes.split(counts)
+        return list(zip(*fields))
+
+    def _best_of_images(
+        self, scores: Tensor, image_index: Tensor, num_images: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each image, its highest scores, and where they are in ``scores``, highest first.
+
+        Args:
+            scores (Tensor): (C,), those of an image one after the other.
+            image_index (Tensor): (C,), from 0 to num_images - 1, ascending.
+        """
+        if num_images == 1:  # a traced model may find any number of them
+            return [best_scores(scores, self.topk_candidates)]
+        counts, start, found = image_index.bincount(minlength=num_images).tolist(), 0, []
+        for of_image, count in zip(scores.split(counts), counts):
+            best, order = best_scores(of_image, self.topk_candidates)
+            found.append((best, order + start))
+            start += count
+        return found
+
+
+def _images_at_once(logits: Tensor) -> int:
+    """Of how many images the candidates of a level, logits (N, Hi, Wi, A, K), are found together.
+
+    Of several on a GPU, where starting a kernel takes longer than most of these run, within bounded
+    memory. A trace would keep how many each image has.
+    """
+    if not logits.is_cuda or torch.jit.is_tracing():
+        return 1
+    return max(1, _ENTRIES_AT_ONCE // math.prod(logits.shape[1:]))
 
 
 def score_voting(

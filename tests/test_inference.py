@@ -1,12 +1,14 @@
 """From head outputs to detections, by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
+from retinanet_plugin import inference as inference_module
 from retinanet_plugin.compat import best_scores
 from retinanet_plugin.inference import RetinaNetInference, score_voting
 
@@ -124,3 +126,43 @@ def test_score_voting_changes_boxes_alone():
     x1, _, x2, _ = voted.pred_boxes.tensor[0].tolist()
     assert 0 < x1 < 2  # towards the second, which NMS took out
     assert 8 < x2 < 10
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 7])
+@pytest.mark.parametrize("has_ious", [False, True])
+def test_images_looked_at_together_have_the_detections_of_each_alone(
+    at_once, has_ious, monkeypatch
+):
+    torch.manual_seed(0)
+    inference = RetinaNetInference(
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)), topk_candidates=5
+    )
+    sizes = [(8, 8), (4, 4)]
+    anchors = [Boxes(torch.rand(h * w * 3, 4).cumsum(1) * 50) for h, w in sizes]
+    logits = [torch.randn(5, h, w, 3, 2).mul(3).round() for h, w in sizes]  # many are equal
+    logits[0][1] = logits[1][1] = -9.0  # this image has no candidate
+    logits[1][3] = -9.0
+    deltas = [torch.randn(5, h, w, 3, 4) / 5 for h, w in sizes]
+    ious = [torch.randn(5, h, w, 3) for h, w in sizes] if has_ious else None
+
+    expected = inference(anchors, logits, deltas, [(60, 60)] * 5, ious)
+    monkeypatch.setattr(inference_module, "_images_at_once", lambda logits: at_once)
+    found = inference(anchors, logits, deltas, [(60, 60)] * 5, ious)
+
+    assert [len(x) > 0 for x in found] == [True, False, True, True, True]
+    for x, y in zip(found, expected):
+        assert x.image_size == y.image_size
+        assert torch.equal(x.pred_boxes.tensor, y.pred_boxes.tensor)
+        assert torch.equal(x.scores, y.scores)
+        assert torch.equal(x.pred_classes, y.pred_classes)
+
+
+def test_few_large_or_many_small_images_are_looked_at_together():
+    def at_once(*shape, device="cuda"):
+        logits = SimpleNamespace(shape=shape, is_cuda=device == "cuda")
+        return inference_module._images_at_once(logits)
+
+    assert at_once(8, 100, 168, 9, 80) == 2
+    assert at_once(8, 60, 80, 9, 80) == 9
+    assert at_once(2, 1000, 1000, 9, 80) == 1
+    assert at_once(8, 60, 80, 9, 80, device="cpu") == 1
