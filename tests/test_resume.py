@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from detectron2.engine.hooks import PeriodicWriter
 
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.output_lock import refuse_if_in_use
@@ -126,6 +128,39 @@ def test_precise_batch_norm_is_exact(cfg, tmp_path):
     assert resumed.start_iter == 1
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, whole[name]), name
+
+
+def noted(folder):
+    """What metrics.json has, but for times: iterations, each with the name of a metric."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    times = {"iteration", "time", "data_time", "rank_data_time", "eta_seconds"}
+    return sorted((line["iteration"], name) for line in lines for name in {*line} - times)
+
+
+def test_metrics_are_those_of_a_training_that_was_not_interrupted(
+    cfg, digits_entries, tmp_path, monkeypatch
+):
+    """An evaluation is noted after a later step, as here every third iteration after every second.
+
+    That of the checkpoint's iteration is done again.
+    """
+
+    class EverySecond(PeriodicWriter):
+        def __init__(self, writers, period):
+            super().__init__(writers, 2)
+
+    monkeypatch.setattr("detectron2.engine.defaults.hooks.PeriodicWriter", EverySecond)
+    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (digits_entries[1][0],), 3
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 7, 1
+    train(cfg)
+    whole = noted(tmp_path)
+    assert {iteration for iteration, _ in whole} == {1, 2, 3, 5, 6, 7}
+    lines = (tmp_path / "metrics.json").read_text()
+    for last in (4, 5):
+        (tmp_path / "last_checkpoint").write_text(f"model_{last:07d}.pth")
+        (tmp_path / "metrics.json").write_text(lines + '{"cut off": ')
+        train(cfg, resume=True)
+        assert noted(tmp_path) == whole
 
 
 def test_new_values_are_used_and_said(cfg, said):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -32,6 +33,7 @@ from .checkpoints.earlier_checkpoints import (
     refuse_weights_of_earlier_training,
     set_aside_earlier_average,
 )
+from .checkpoints.metrics_file import take_out_metrics
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
 from .optimizer import build_optimizer
@@ -108,6 +110,7 @@ class Trainer(ResumableTrainer):
             self._evaluate,
             patience=self.cfg.TEST.EARLY_STOP_PATIENCE,
             on_better=self._save_best,
+            on_repeated=self._take_out_metrics,
         )
         self._average = WeightAverage.of_config(self.cfg, self.checkpointer.model)
         hooks = super().build_hooks()
@@ -182,6 +185,11 @@ class Trainer(ResumableTrainer):
             for name in self.cfg.DATASETS.TEST
         ]
         return {AVERAGED: self.test(self.cfg, self._average.model, evaluators)}
+
+    def _take_out_metrics(self, names: Collection[str]) -> None:
+        if comm.is_main_process():
+            path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+            take_out_metrics(path, self.start_iter - 1, names)
 
     def _save_best(self, ap: float) -> None:
         """Of the weights and their average, those that have this AP."""

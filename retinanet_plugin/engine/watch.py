@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -39,6 +39,7 @@ class EvaluationHook(EvalHook):
         *,
         patience: int = 0,
         on_better: Callable[[float], object] = lambda ap: None,
+        on_repeated: Callable[[Collection[str]], object] = lambda names: None,
     ) -> None:
         """
         Args:
@@ -49,6 +50,8 @@ class EvaluationHook(EvalHook):
                 0: it does not. It is ended by :class:`EarlyStop`.
             on_better: called with an AP of the first test set that is better than all before, be
                 it of the weights or of their average.
+            on_repeated: called when an evaluation is done that may have been done, and noted,
+                before the training was interrupted: with the names of its metrics.
         """
 
         def evaluate() -> dict[str, Any]:
@@ -58,6 +61,7 @@ class EvaluationHook(EvalHook):
         super().__init__(eval_period, evaluate)
         self._patience = patience
         self._on_better = on_better
+        self._on_repeated = on_repeated
         self.last_evaluated = 0  # iterations that had been trained by the last evaluation
         self.best_ap: float | None = None
         self.evaluations_since_best = 0
@@ -81,6 +85,7 @@ class EvaluationHook(EvalHook):
         if is_due and self.last_evaluated < trained < self.trainer.max_iter:
             storage.iter = trained - 1  # as if it were still the step before
             self._evaluate(trained)
+            self._on_repeated(storage.latest().keys())
             storage.iter = trained
         self._end_if_patience_is_over()
 
@@ -95,7 +100,7 @@ class EvaluationHook(EvalHook):
         # Detectron2's hook would also evaluate what an exception in the last iteration has left.
         if self.trainer.iter >= self.trainer.max_iter:
             self._evaluate(self.trainer.max_iter)
-        del self._func, self._on_better  # which hold the trainer
+        del self._func, self._on_better, self._on_repeated  # which hold the trainer
 
     def _evaluate(self, trained: int) -> None:
         with unchanged_random_states():

@@ -1,6 +1,5 @@
 """The checkpoints that are in OUTPUT_DIR when a training starts."""
 
-import json
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from ...weights.finite_numbers import not_finite
 from ...weights.safe_pickle import UnreadableError
 from ...weights.torch_files import read_checkpoint
 from ...whole_files import remove_leftovers
+from .metrics_file import cut_metrics
 
 logger = logging.getLogger("detectron2.checkpointer")
 
@@ -96,7 +96,7 @@ def prepare_output_dir(output_dir: str, start_iter: int) -> None:
     if start_iter == 0:
         set_aside_earlier_training(output_dir)
     else:
-        _cut_metrics(os.path.join(output_dir, "metrics.json"), start_iter)
+        cut_metrics(os.path.join(output_dir, "metrics.json"), start_iter)
 
 
 def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
@@ -165,22 +165,6 @@ def _make_folder_of_earlier(output_dir: str) -> str:
         number += 1
     os.mkdir(folder)
     return folder
-
-
-def _cut_metrics(path: str, start_iter: int) -> None:
-    """Take out what was noted of iterations that are done again, from ``start_iter`` on."""
-    if not os.path.isfile(path):
-        return
-    with open(path, "r+b") as file:  # which the writer has opened to append to it
-        kept = 0
-        for line in file:
-            try:
-                if json.loads(line)["iteration"] >= start_iter:
-                    break
-            except (ValueError, TypeError, KeyError):  # cut off by a kill, or of somebody else
-                break
-            kept += len(line)
-        file.truncate(kept)
 
 
 def _named_checkpoint(tag: str) -> str:
