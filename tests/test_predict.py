@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
 import pickle
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import cv2
@@ -18,8 +21,8 @@ from PIL import Image
 
 from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.deploy.formats import write_csv, write_yolo
-from retinanet_plugin.deploy.tiles import detect_in_tiles
+from retinanet_plugin.deploy.formats import file_names, write_csv, write_yolo
+from retinanet_plugin.deploy.tiles import best_of_shared, detect_in_tiles
 from retinanet_plugin.deploy.videos import Video, mean_rate
 
 pytest.importorskip("supervision")
@@ -374,6 +377,17 @@ def test_tiles_without_any_detection():
     assert len(detect_in_tiles(OneBoxPredictor(), np.zeros((100, 200, 3), np.uint8), 64)) == 0
 
 
+def test_tiles_merge_boxes_of_one_class_by_the_share_of_the_smaller():
+    boxes = [[0, 0, 10, 10], [0, 0, 40, 40], [30, 30, 50, 50], [0, 0, 10, 10.0]]
+    found = Instances(
+        (100, 100),
+        pred_boxes=Boxes(torch.tensor(boxes)),
+        scores=torch.tensor([0.5, 0.9, 0.8, 0.4]),
+        pred_classes=torch.tensor([0, 0, 0, 1]),
+    )
+    assert best_of_shared(found) == [1, 2, 3]  # of the third, a quarter is in the second
+
+
 def test_an_image_no_larger_than_a_tile_is_as_without(detector):
     predictor = Predictor(detector.weights)
     path = detector.files[2]  # turned by EXIF
@@ -393,12 +407,56 @@ def test_unreadable_files_are_named_and_left_out(detector, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out/annotations.json").read_text())["images"]) == 6
 
 
+def test_files_of_one_name_keep_what_tells_them_apart():
+    """Whatever their order: tools look for the label of an image by its name."""
+    assert file_names(["/in/a/x.png", "/in/b/y.jpg"]) == {"/in/a/x.png": "x", "/in/b/y.jpg": "y"}
+    paths = ["/in/b/x.png", "/in/a/x.png"]
+    assert file_names(paths) == {"/in/b/x.png": "b/x", "/in/a/x.png": "a/x"}
+    assert file_names(["/in/x.png", "/in/x.jpg"]) == {"/in/x.png": "x.png", "/in/x.jpg": "x.jpg"}
+
+
 def test_two_files_of_one_name(detector, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (64, 64)).save(tmp_path / folder / "x.png")
     predict(detector, tmp_path / "*" / "x.png", "--output", tmp_path / "out", "--format", "yolo")
-    assert {p.name for p in (tmp_path / "out/labels").iterdir()} == {"x.txt", "x-2.txt"}
+    labels = (tmp_path / "out/labels").rglob("*.txt")
+    assert {str(p.relative_to(tmp_path / "out/labels")) for p in labels} == {"a/x.txt", "b/x.txt"}
+
+
+def test_a_name_that_is_no_text(detector, tmp_path):
+    path = os.fsencode(tmp_path) + b"/bad\xff.png"
+    shutil.copy(detector.files[0], path)
+    predict(detector, os.fsdecode(path), "--output", tmp_path / "out", "--format", "csv", "yolo")
+    assert b"bad\xff.png" in (tmp_path / "out/predictions.csv").read_bytes()
+
+
+def test_two_at_a_time_do_not_share_a_folder(detector, tmp_path):
+    predict(detector, detector.files[0], "--output", tmp_path)
+    code = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "detections.jsonl")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(SystemExit, match=f"error: another predict writes to {tmp_path}: wait"):
+            predict(detector, detector.files[0], "--output", tmp_path)
+    finally:
+        other.communicate()
+
+
+@pytest.mark.parametrize("given", ["1.5", "50", "-1", "nan", "half"])
+def test_a_score_is_from_0_to_1(detector, tmp_path, given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict(detector, detector.files[0], "--output", tmp_path / "out", "--score-thresh", given)
+    assert f"{given!r} is not a number from 0 to 1" in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences(detector, tmp_path):
@@ -409,7 +467,7 @@ def test_mistakes_are_sentences(detector, tmp_path):
     renamed = tmp_path / "renamed.json"
     renamed.write_text(truth.read_text().replace('"bee"', '"wasp"'))
     for inputs, sentence in (
-        ([tmp_path / "nothing"], "has no images"),
+        ([tmp_path / "nothing"], rf"has no images .* by a glob such as '{tmp_path}/nothing/\*\*/"),
         (["nothing.jpg"], "there is no file or folder nothing.jpg"),
         ([tmp_path / "empty.mp4"], "the video .* cannot be read"),
         ([tmp_path / "other.png", "--truth", truth], "is not one of the images in"),
@@ -417,3 +475,6 @@ def test_mistakes_are_sentences(detector, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
             predict(detector, *inputs, "--output", tmp_path / "out")
+    for output in ("", truth):
+        with pytest.raises(SystemExit, match=f"error: --output '{output}' is no folder: name one"):
+            predict(detector, detector.files[0], "--output", output)

@@ -18,7 +18,7 @@ from PIL import Image
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.data.images.read_image import read_image
 from retinanet_plugin.deploy.cpu_convolutions import dilate_pointwise, fold_norms
-from retinanet_plugin.deploy.pictures import images_in, to_picture
+from retinanet_plugin.deploy.pictures import images_in, picture_of, to_picture
 from retinanet_plugin.engine import Trainer
 
 
@@ -216,6 +216,23 @@ def test_arrays_are_as_files(detector, predictor):
     assert_equal_detections(predictor(rgb.astype(np.uint16) * 257, order="RGB"), expected)
 
 
+def test_images_of_pillow_are_as_files(detector, predictor, tmp_path):
+    for path in detector.files[1:3]:  # one is turned by EXIF
+        assert_equal_detections(predictor(Image.open(path)), predictor(path))
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as deep:
+        assert np.array_equal(
+            picture_of(deep, "BGR", "BGR"), picture_of(tmp_path / "deep.png", "BGR", "BGR")
+        )
+
+
+def test_a_stream_of_one_path_or_folder(detector, predictor):
+    assert_equal_detections(
+        list(predictor.stream(str(detector.files[0]))), predictor(detector.files[:1])
+    )
+    assert len(list(predictor.stream(detector.images))) == len(detector.files)
+
+
 def test_grey_arrays_and_16_bits(tmp_path):
     words = np.array([[0, 65535], [257, 128]], np.uint16)
     Image.fromarray(words).save(tmp_path / "words.png")
@@ -257,8 +274,12 @@ def test_unreadable_files_are_named_and_a_stream_goes_on(detector, predictor, tm
         predictor([detector.files[0], bad])
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read .*: correct the path$"):
         predictor(tmp_path / "gone.jpg")
-    first, error, last = predictor.stream(iter([detector.files[0], bad, detector.files[0]]))
-    assert isinstance(error, UserError)
+    flat = np.zeros((1, 20000, 3), np.uint8)  # of which resizing leaves nothing
+    others = [bad, None, torch.zeros(3, 64, 64), flat]
+    first, *errors, last = predictor.stream(iter([detector.files[0], *others, detector.files[0]]))
+    assert [type(error) for error in errors] == [UserError] * 4
+    assert "an image is of type NoneType: give" in str(errors[1])
+    assert "an image is 20000 x 1 pixels, and none would be left of its shorter" in str(errors[3])
     assert_equal_detections([last], [first])
 
 
@@ -287,8 +308,9 @@ def test_it_says_what_it_is(detector):
 
 
 def test_folders_give_their_images_alone(detector, tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", "c.pdf"):
+    for name in ("b.JPG", "a.png", "notes.txt", "c.pdf", "._b.JPG"):
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
     assert [path.rpartition("/")[2] for path in images_in(str(tmp_path))] == ["a.png", "b.JPG"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -246,12 +247,11 @@ def test_from_weights(tmp_path):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], "there are no detections"),
         ({"images": []}, "it is an annotation file, no list of detections"),
         (7, "it is 7, no list"),
         ([{**RESULTS[0], "image_id": 99}], "entry 0 has image_id 99, and the truth has no such"),
-        ([*RESULTS, {**RESULTS[0], "category_id": 5}], "entry 2 has category_id 5"),
-        ([{**RESULTS[0], "category_id": [5]}], r"entry 0 has category_id \[5\]"),
+        ([{**RESULTS[0], "category_id": 5}], "1 of 1 detections have categories .* first 5: give"),
+        ([{**RESULTS[0], "category_id": [5]}], r"entry 0 has category_id \[5\], which is no id"),
         ([{**RESULTS[0], "bbox": [1, 2, 3]}], r"entry 0 has bbox \[1, 2, 3\], not four numbers"),
         ([{**RESULTS[0], "bbox": [1, 2, -3, 4]}], "of a negative width or height"),
         ([{**RESULTS[0], "bbox": [1, 2, float("nan"), 4]}], "not four numbers"),
@@ -263,6 +263,34 @@ def test_from_weights(tmp_path):
 def test_wrong_results_are_one_sentence(place, results, message):
     write(place / "results.json", results)
     assert_fails(place, message)
+
+
+def test_no_detections_are_a_report_of_misses(place, capsys):
+    write(place / "results.json", [])
+    numbers = report(place)
+    assert numbers["metrics"]["AP"] == 0
+    assert numbers["errors"]["hits"] == 0
+    assert numbers["errors"]["misses"] == numbers["num_boxes"] > 0
+    assert "there are no detections: lower the detector's" in capsys.readouterr().err
+    assert "there are no detections" in (place / "report/report.html").read_text()
+
+
+def test_detections_of_other_categories_are_left_out_and_told(place, capsys):
+    expected = report(place)
+    shutil.rmtree(place / "report")
+    write(place / "results.json", [{**RESULTS[0], "category_id": 5}, *RESULTS])
+    numbers = report(place)
+    assert numbers["metrics"] == expected["metrics"]
+    warned = capsys.readouterr().err
+    assert "detections have categories that the truth does not have, the first 5: they" in warned
+
+
+def test_what_is_odd_in_the_truth_is_told(place, capsys):
+    truth = json.loads((place / "truth.json").read_text())
+    truth["annotations"][0]["area"] = 1e6
+    write(place / "truth.json", truth)
+    report(place)
+    assert "area 1e+06, more than it can hold" in capsys.readouterr().err
 
 
 def assert_fails(place, message, *args):

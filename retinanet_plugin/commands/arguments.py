@@ -45,6 +45,17 @@ def positive_number(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """The type of an option from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def shown_path(path: str) -> str:
     """A path as a person in the current folder would write it."""
     relative = os.path.relpath(path)

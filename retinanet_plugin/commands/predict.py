@@ -13,13 +13,13 @@ from typing import Any
 
 from ..deploy import Predictor
 from ..deploy.drawings import write_crops, write_images
-from ..deploy.formats import Ids, write_coco, write_csv, write_yolo
+from ..deploy.formats import Ids, name_records, write_coco, write_csv, write_yolo
 from ..deploy.inputs import Inputs, find_inputs
 from ..deploy.journal import JOURNAL, Journal, stamp_of
 from ..deploy.videos import Camera, Video
 from ..engine import torchrun
 from ..errors import UserError
-from .arguments import positive_number
+from .arguments import positive_number, share
 from .detecting import detect
 
 # And what each writes in the folder of the output.
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scores = parser.add_mutually_exclusive_group()
     scores.add_argument(
         "--score-thresh",
-        type=float,
+        type=share,
         help="lowest score (default: the config's; for images and crops 0.5)",
     )
     scores.add_argument(
@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
                 unreadable.append(warning)
         journal.take_in_parts()
     records = journal.records
+    name_records(records)
     _write(args, records, predictor.class_names, inputs.videos, ids)
     count = sum(len(record["detections"]) for record in records)
     print(f"{count:,} detections in {len(records):,} images: {args.output}")
@@ -176,6 +177,8 @@ def _check_output(
     Raises:
         UserError: the output has what others wrote where this would, or the inputs are there.
     """
+    if not args.output or (os.path.exists(args.output) and not os.path.isdir(args.output)):
+        raise UserError(f"--output {args.output!r} is no folder: name one, which need not be there")
     names = [name for known in args.format for name in FORMATS[known]]
     is_new = not os.path.exists(os.path.join(args.output, JOURNAL))
     places = [os.path.join(args.output, name) for name in names]

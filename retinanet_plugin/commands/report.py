@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..deploy import Predictor
 from ..errors import UserError
-from ..report.detections.boxes import Detections, Truth, read_truth
+from ..report.detections.boxes import Detections, Truth, read_truth, truth_warnings
 from ..report.detections.evaluation import evaluate
 from ..report.detections.page import write_report
 from ..report.detections.results_file import read_results, to_detections
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
     _check_arguments(args)
     truth = read_truth(args.truth, args.images)
     _check_images(args, truth)
+    for warning in truth_warnings(args.truth, truth):
+        print(f"WARNING: {warning}", file=sys.stderr)
     if args.results:
         names = _names_apart(args.results)
         for path in args.results:

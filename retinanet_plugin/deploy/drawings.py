@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.images.read_image import read_image
 from ..errors import UserError
-from .formats import Record
+from .formats import Record, file_names
 from .pictures import write_jpeg
 from .supervision_detections import name_of
 from .videos import Video, frames_of, mean_rate
@@ -40,9 +40,9 @@ def write_images(
         if record["frame"] is None and not os.path.exists(path):
             write_jpeg(path, draw(_read(record), record, class_names, score_thresh))
     of_video = _by_video(records)
+    names = file_names(video.path for video in videos)
     for video in videos:
-        name = os.path.splitext(os.path.basename(video.path))[0]
-        path = os.path.join(folder, "videos", f"{name}.mp4")
+        path = os.path.join(folder, "videos", f"{names[video.path]}.mp4")
         if not os.path.exists(path):
             _write_video(path, video, of_video[video.path], class_names, score_thresh)
 

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..data.annotations.coco_format import read_coco
@@ -14,7 +14,31 @@ from ..errors import UserError
 from ..whole_files import write_whole_file
 from .supervision_detections import name_of
 
-Record = dict[str, Any]  # of :class:`retinanet_plugin.deploy.journal.Journal`
+# Of :class:`retinanet_plugin.deploy.journal.Journal`, with names.
+Record = dict[str, Any]
+
+
+def file_names(paths: Iterable[str]) -> dict[str, str]:
+    """How the files that are written for inputs are called: as the input, without its end.
+
+    Where two would be the same, all have the folders below those that all inputs are in; where they
+    still are, as of a.jpg and a.png, their ends too.
+    """
+    paths = list(dict.fromkeys(paths))
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    inside = [os.path.relpath(path, root) for path in paths]
+    stems = [os.path.splitext(path)[0] for path in inside]
+    candidates = [os.path.basename(stem) for stem in stems], stems, inside
+    names = next(names for names in candidates if len(set(names)) == len(names))
+    return dict(zip(paths, names))
+
+
+def name_records(records: Sequence[Record]) -> None:
+    """Give each record the ``name`` of the files that are written for it."""
+    names = file_names(record["path"] for record in records)
+    for record in records:
+        end = "" if record["frame"] is None else f"_{record['frame']:06d}"
+        record["name"] = names[record["path"]] + end
 
 
 class Ids:
@@ -166,4 +190,5 @@ def _write_json(path: str, content: object) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    write_whole_file(path, lambda file: file.write(text.encode()))
+    # Names of files may have bytes that are no text.
+    write_whole_file(path, lambda file: file.write(text.encode(errors="surrogateescape")))

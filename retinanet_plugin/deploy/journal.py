@@ -1,5 +1,7 @@
 """What a run of ``predict`` has found so far, so that another one goes on from there."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -19,10 +21,9 @@ _PART = re.compile(r"detections-(\d+)\.jsonl")
 class Journal:
     """A line of JSON for each image that is done; the first line says with what it was done.
 
-    A record has ``path``, ``frame`` (of a video, else None), ``name`` (unique, for output files),
-    ``width``, ``height``, ``stamp`` (see :func:`stamp_of`) and ``detections``: ``category_id`` (the
-    class, from 0), ``bbox`` (x, y, width, height in pixels) and ``score``, best first. Used as a
-    context, which closes the file.
+    A record has ``path``, ``frame`` (of a video, else None), ``width``, ``height``, ``stamp`` (see
+    :func:`stamp_of`) and ``detections``: ``category_id`` (the class, from 0), ``bbox`` (x, y,
+    width, height in pixels) and ``score``, best first. Used as a context, which closes the file.
     """
 
     def __init__(
@@ -38,18 +39,18 @@ class Journal:
 
         Raises:
             UserError: the folder has detections that were made with something else, of other files
-                or of files that have changed since; or it cannot be written.
+                or of files that have changed since; another process writes there; or it cannot be
+                written.
         """
         self.path = os.path.join(folder, f"detections-{part}.jsonl" if part else JOURNAL)
         self._made_with, self._paths = made_with, paths
         head = json.dumps(made_with)
         if not os.path.exists(self.path):
             write_whole_file(self.path, lambda file: file.write(head.encode() + b"\n"))
-        with open(self.path, "rb") as file:
-            lines = file.read().split(b"\n")[:-1]  # what follows the last is cut off
+        self._file = _opened(self.path)
+        lines = self._file.read().split(b"\n")[:-1]  # what follows the last is cut off
         try:
             before, *self.records = map(json.loads, lines)
-            self._names = {record["name"] for record in self.records}
             refused = _differing(before, made_with) or _differing_files(self.records, paths)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
@@ -59,7 +60,6 @@ class Journal:
             raise UserError(
                 f"{folder} has detections {refused}: give another --output, or delete that folder"
             )
-        self._file: BinaryIO = open(self.path, "r+b")  # noqa: SIM115
         self._file.seek(sum(map(len, lines)) + len(lines))
         self._file.truncate()
         if part == 0:
@@ -84,7 +84,6 @@ class Journal:
         record = {
             "path": path,
             "frame": frame,
-            "name": self._name(path, frame),
             "width": width,
             "height": height,
             "stamp": stamp_of(path),
@@ -109,26 +108,13 @@ class Journal:
         self.records = sorted(
             records.values(), key=lambda record: (place[record["path"]], record["frame"] or 0)
         )
-        self._names.clear()
-        for record in self.records:
-            record["name"] = self._name(record["path"], record["frame"])
         lines = [json.dumps(x) + "\n" for x in (self._made_with, *self.records)]
         self._file.close()
         write_whole_file(self.path, lambda file: file.write("".join(lines).encode()))
-        self._file = open(self.path, "ab")  # noqa: SIM115
+        self._file = _opened(self.path)
+        self._file.seek(0, os.SEEK_END)
         for part in parts:
             os.unlink(os.path.join(folder, part))
-
-    def _name(self, path: str, frame: int | None) -> str:
-        """The file's name without its end; with a number where another folder has the same."""
-        stem = os.path.splitext(os.path.basename(path))[0]
-        stem += "" if frame is None else f"_{frame:06d}"
-        name, number = stem, 1
-        while name in self._names:
-            number += 1
-            name = f"{stem}-{number}"
-        self._names.add(name)
-        return name
 
 
 def stamp_of(path: str) -> list[int]:
@@ -138,6 +124,20 @@ def stamp_of(path: str) -> list[int]:
     except OSError:
         return []
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def _opened(path: str) -> BinaryIO:
+    """A journal, which is this process's alone until it is closed."""
+    file = open(path, "r+b")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # else files cannot be locked there
+            raise UserError(
+                f"another predict writes to {os.path.dirname(path)}: wait until it ends, or give "
+                "another --output"
+            ) from error
+    return file
 
 
 def _differing(before: dict[str, Any], made_with: dict[str, Any]) -> str:

@@ -9,13 +9,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..data.images.read_image import read_image
 from ..errors import UserError
 from ..whole_files import write_whole_file
 
-Source = str | os.PathLike[str] | np.ndarray
+Source = str | os.PathLike[str] | np.ndarray | Image.Image
+SOURCE_TYPES = (str, os.PathLike, np.ndarray, Image.Image)
 ORDERS = ("BGR", "RGB")
 
 
@@ -34,24 +35,54 @@ class Preprocessing(NamedTuple):
         """What ``RetinaNetMapper`` makes of a file in evaluation, and the same of an array.
 
         Args:
-            source: the path of a file, or an array as :func:`to_picture` takes it.
+            source: see :func:`picture_of`.
             order: of an array's channels.
 
         Returns:
             ``image`` (C, H, W), resized; ``height`` and ``width`` of the picture.
 
         Raises:
-            UserError: the file cannot be read, or the array is no picture.
+            UserError: the file cannot be read, the array is no picture, or nothing is left of it.
         """
-        if isinstance(source, np.ndarray):
-            picture = to_picture(source, self.format, order)
-        else:
-            picture = read_image({"file_name": os.fspath(source)}, self.format)
+        picture = picture_of(source, self.format, order)
         height, width = picture.shape[:2]
         resized = T.AugInput(picture)
-        T.ResizeShortestEdge(self.min_size_test, self.max_size_test, "choice")(resized)
+        try:
+            T.ResizeShortestEdge(self.min_size_test, self.max_size_test, "choice")(resized)
+        except ValueError as error:
+            name = f"the image {source}" if isinstance(source, str | os.PathLike) else "an image"
+            raise UserError(
+                f"{name} is {width} x {height} pixels, and none would be left of its shorter edge "
+                "after resizing: cut it into pieces, or leave it out"
+            ) from error
         image = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
         return {"image": image, "height": height, "width": width}
+
+
+def picture_of(source: Source, image_format: str, order: str) -> np.ndarray:
+    """A file, an array or an image of Pillow with the channels that a model was trained with.
+
+    Args:
+        source: the path of a file, an array as :func:`to_picture` takes it, or an image of Pillow,
+            which is turned by its EXIF orientation.
+        image_format: ``INPUT.FORMAT``.
+        order: of an array's channels.
+
+    Raises:
+        UserError: the file cannot be read, or it is no image.
+    """
+    if isinstance(source, Image.Image):
+        turned = ImageOps.exif_transpose(source)
+        is_deep = turned.mode.startswith("I;16")
+        source, order = np.asarray(turned if is_deep else turned.convert("RGB")), "RGB"
+    if isinstance(source, np.ndarray):
+        return to_picture(source, image_format, order)
+    if isinstance(source, str | os.PathLike):
+        return read_image({"file_name": os.fspath(source)}, image_format)
+    raise UserError(
+        f"an image is of type {type(source).__name__}: give the path of a file or a folder, a "
+        "numpy array, an image of Pillow, or a list of these; of an iterator, Predictor.stream"
+    )
 
 
 def to_picture(array: np.ndarray, image_format: str, order: str) -> np.ndarray:
@@ -73,7 +104,8 @@ def to_picture(array: np.ndarray, image_format: str, order: str) -> np.ndarray:
     if not has_shape or not array.size or array.dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"an image is an array of shape {array.shape}, {array.dtype}: give (height, width), or "
-            "(height, width, channels) with 1, 3 or 4 channels, of uint8 or uint16"
+            "(height, width, channels) with 1, 3 or 4 channels, of uint8 or uint16; of floats from "
+            "0 to 1, (255 * array).astype(numpy.uint8)"
         )
     if array.ndim == 3:
         array = array[:, :, 0] if array.shape[2] == 1 else array[:, :, :3]
@@ -105,28 +137,32 @@ def images_in(folder: str) -> list[str]:
     Image.init()
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     known -= {".pdf", ".mpg", ".mpeg"}
-    names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in known)
+    names = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if os.path.splitext(entry.name)[1].lower() in known
+        and not entry.name.startswith(".")  # as of macOS, which puts them beside each file
+        and entry.is_file()
+    )
     if not names:
-        raise UserError(f"the folder {folder} has no images: give one that has, or files by a glob")
+        raise UserError(
+            f"the folder {folder} has no images (those of folders in it are not looked for): give "
+            f"one that has, or files by a glob such as '{os.path.join(folder, '**', '*.jpg')}'"
+        )
     return [os.path.join(folder, name) for name in names]
 
 
 def sources_of(images: Source | Sequence[Source]) -> list[Source]:
-    """What a predictor is called with, as a list of files and arrays.
+    """What a predictor is called with, as a list: a folder is its images.
 
     Raises:
-        UserError: it is neither an image, nor a folder, nor a list of images.
+        UserError: a folder has none.
     """
-    given = list(images) if isinstance(images, list | tuple) else [images]
+    given: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     sources: list[Source] = []
     for source in given:
         if isinstance(source, str | os.PathLike) and os.path.isdir(source):
             sources += images_in(os.fspath(source))
-        elif isinstance(source, str | os.PathLike | np.ndarray):
-            sources.append(source)
         else:
-            raise UserError(
-                f"an image is of type {type(source).__name__}: give the path of a file or a "
-                "folder, a numpy array, or a list of these"
-            )
+            sources.append(source)
     return sources

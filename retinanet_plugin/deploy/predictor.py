@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 
 from ..errors import UserError
 from .networks import open_network
-from .pictures import ORDERS, Source, sources_of
+from .pictures import ORDERS, SOURCE_TYPES, Source, sources_of
 from .score_thresholds import ScoreThresholds
 from .workers import Workers
 
@@ -94,9 +94,9 @@ class Predictor:
     def __call__(self, images: Source | Sequence[Source], *, order: str = "BGR") -> list[Instances]:
         """
         Args:
-            images: a path, an array, a list of these, or a folder, whose images are taken by name.
-                An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16; alpha is
-                dropped.
+            images: a path, an array, an image of Pillow, a list of these, or a folder, whose images
+                are taken by name. An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or
+                uint16; alpha is dropped.
             order: of an array's colours: "BGR", as OpenCV reads files and Detectron2's
                 ``DefaultPredictor`` takes them, or "RGB".
 
@@ -116,12 +116,13 @@ class Predictor:
         return found
 
     def stream(
-        self, images: Iterable[Source], *, order: str = "BGR"
+        self, images: Source | Iterable[Source], *, order: str = "BGR"
     ) -> Iterator[Instances | UserError]:
         """Detections in very many images, or in frames as they come: only some are held at a time.
 
         Args:
-            images: paths and arrays, see :meth:`__call__`; read a few ahead.
+            images: paths, arrays and images of Pillow, read a few ahead; or one of these, or a
+                folder, as :meth:`__call__` takes it.
             order: of the colours of arrays.
 
         Raises:
@@ -149,6 +150,8 @@ class Predictor:
             prepared = prepare(source)
             return prepared if isinstance(prepared, UserError) else self._detect([prepared])[0]
 
+        if isinstance(images, SOURCE_TYPES):
+            images = sources_of(images)
         # With all threads of PyTorch, which a fork would wait for without end.
         if isinstance(images, list) and len(images) == 1 and not is_fork:
             return iter([prepare_and_detect(images[0])])

@@ -1,14 +1,11 @@
 """Detections in images that are large beside their objects: in overlapping tiles."""
 
-import os
-
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from ..data.images.read_image import read_image
 from ..errors import UserError
-from .pictures import Source, to_picture
+from .pictures import Source, picture_of
 from .predictor import Predictor
 
 # Of a tile's side: objects that are smaller are whole in one of the tiles.
@@ -21,12 +18,12 @@ def detect_in_tiles(
 ) -> Instances:
     """What ``predictor`` finds in the tiles of an image, merged by NMS in each class.
 
-    ``InferenceSlicer`` of supervision cuts and merges. Boxes overlap by the share of the smaller
+    ``InferenceSlicer`` of supervision cuts. Boxes overlap by the share of the smaller
     one's area: an object that a tile cuts through is a small box in a large one, whose IoU is low.
     An image that is no larger than a tile has the detections that it has without tiles.
 
     Args:
-        image: a path, or an array as :meth:`Predictor.__call__` takes it.
+        image: see :meth:`Predictor.__call__`.
         side: width and height of a tile, in pixels of the image.
         order: of an array's colours.
 
@@ -37,10 +34,7 @@ def detect_in_tiles(
         import supervision
     except ImportError as error:
         raise UserError("tiles need a package: pip install supervision") from error
-    if isinstance(image, np.ndarray):
-        picture = to_picture(image, "BGR", order)
-    else:
-        picture = read_image({"file_name": os.fspath(image)}, "BGR")
+    picture = picture_of(image, "BGR", order)
     if max(picture.shape[:2]) <= side:
         return predictor(picture)[0]
 
@@ -51,16 +45,34 @@ def detect_in_tiles(
         detect,
         slice_wh=side,
         overlap_wh=int(side * OVERLAP),
-        iou_threshold=_OVERLAP_THRESH,
-        overlap_metric="IOS",
+        overlap_filter=supervision.OverlapFilter.NONE,
         batch_size=16,
     )
-    merged = slicer(np.ascontiguousarray(picture))
-    scores = np.asarray(merged.confidence)
-    best_first = np.argsort(-scores, kind="stable")
-    return Instances(
+    found = slicer(np.ascontiguousarray(picture))
+    merged = Instances(
         picture.shape[:2],
-        pred_boxes=Boxes(torch.as_tensor(merged.xyxy[best_first], dtype=torch.float32)),
-        scores=torch.as_tensor(scores[best_first]),
-        pred_classes=torch.as_tensor(np.asarray(merged.class_id)[best_first]),
+        pred_boxes=Boxes(torch.as_tensor(found.xyxy, dtype=torch.float32)),
+        scores=torch.as_tensor(np.asarray(found.confidence)),
+        pred_classes=torch.as_tensor(np.asarray(found.class_id)),
     )
+    return merged[best_of_shared(merged)]
+
+
+def best_of_shared(found: Instances) -> list[int]:
+    """The indices of what stays, best first.
+
+    A box at a time, because a table of all pairs, as of supervision's NMS, has gigabytes for some
+    ten thousand boxes.
+    """
+    boxes, areas, kept = found.pred_boxes.tensor, found.pred_boxes.area(), []
+    order = found.scores.argsort(descending=True, stable=True)
+    while len(order):
+        best, order = int(order[0]), order[1:]
+        kept.append(best)
+        low = torch.maximum(boxes[order, :2], boxes[best, :2])
+        high = torch.minimum(boxes[order, 2:], boxes[best, 2:])
+        shared = (high - low).clamp(min=0).prod(dim=1)
+        is_same = found.pred_classes[order] == found.pred_classes[best]
+        is_same &= shared > _OVERLAP_THRESH * torch.minimum(areas[order], areas[best])
+        order = order[~is_same]
+    return kept

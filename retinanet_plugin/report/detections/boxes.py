@@ -9,6 +9,8 @@ from detectron2.structures import BoxMode, Instances
 
 from ...data.annotations.coco_entries import is_area_of
 from ...data.annotations.coco_format import read_coco
+from ...data.box_checks import check_boxes
+from ...data.dataset_facts import DatasetFacts
 from ...data.findings import Findings
 from ...errors import UserError
 
@@ -43,6 +45,7 @@ class Detections:
     classes: np.ndarray  # (D,)
     boxes: np.ndarray  # (D, 4), (x, y, width, height) in absolute pixels
     scores: np.ndarray  # (D,), 0 to 1
+    warning: str = ""  # what else was given, and is not here
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -65,6 +68,14 @@ def read_truth(path: str, image_folder: str) -> Truth:
             "other than crowds"
         )
     return truth
+
+
+def truth_warnings(path: str, truth: Truth) -> list[str]:
+    """What is probably not meant in the boxes of an annotation file, a sentence a kind."""
+    findings = Findings()
+    source = f"the annotation file {path}"
+    check_boxes(DatasetFacts(path, source, truth.class_names, truth.images), findings)
+    return [str(found) for found in (*findings.errors.values(), *findings.warnings.values())]
 
 
 def truth_of(

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,11 @@ def coco_metrics(detections: Detections, truth: Truth) -> CocoMetrics:
         results = np.column_stack(
             [detections.image + 1, detections.boxes, detections.scores, detections.classes + 1]
         )
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        # Of no results, loadRes cannot tell of what kind they are.
+        found = (
+            coco.loadRes(results) if len(results) else _coco(replace(truth, boxes=truth.boxes[:0]))
+        )
+        evaluation = COCOeval(coco, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

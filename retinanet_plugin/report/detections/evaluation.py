@@ -37,7 +37,7 @@ class Evaluation:
     kinds: np.ndarray  # (D,), of false alarms: indices of ``KINDS``, or -1
     confusion_matrix: np.ndarray  # (K + 1, K + 1)
     samples: np.ndarray  # (B, K, 10), AP on resampled images
-    doubt: str  # whether the detections are of these images; "": there is none
+    doubt: str  # whether all detections are of these images and classes; "": there is none
 
     @property
     def is_shown(self) -> np.ndarray:
@@ -66,7 +66,7 @@ def evaluate(detections: Detections, truth: Truth, seed: int = 0) -> Evaluation:
         kinds=kinds_of_false_alarms(detections, truth, overlaps, matches),
         confusion_matrix=confusion_matrix(detections, truth, overlaps, score_thresh),
         samples=resampled_ap(detections, truth, at_all, draw_images(len(truth.images), seed=seed)),
-        doubt=doubt(detections, truth, matches),
+        doubt="; ".join(filter(None, (detections.warning, doubt(detections, truth, matches)))),
     )
 
 

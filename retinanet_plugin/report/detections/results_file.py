@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ def read_results(path: str, name: str, truth: Truth) -> Detections:
     """Read a file of COCO's results of boxes; a report calls the detector ``name``.
 
     Raises:
-        UserError: it cannot be read, has no detections, or one of them is not of the right form or
-            names an image or a category that the truth does not have.
+        UserError: it cannot be read, or a detection is not of the right form or names an image
+            that the truth does not have, or all name categories that it does not have.
     """
     try:
         with open(path, "rb") as file:
@@ -50,21 +50,48 @@ def to_detections(content: Any, truth: Truth, source: str, name: str) -> Detecti
         is_truth = isinstance(content, dict) and "images" in content
         found = "an annotation file" if is_truth else _shown(content)
         raise UserError(f"{source}: it is {found}, no list of detections: {_FORM}")
-    if not content:
-        raise UserError(
-            f"{source}: there are no detections: lower the detector's score threshold, or check "
-            "that it ran on these images"
-        )
     for i, entry in enumerate(content):
         wrong = _wrong_form(entry)
         if wrong:
             raise UserError(f"{source}: entry {i} {wrong}: {_FORM}")
-    ids = [image["image_id"] for image in truth.images]
-    image = _indices(content, "image_id", ids, source, "image")
-    classes = _indices(content, "category_id", truth.category_ids, source, "category")
-    boxes = np.array([entry["bbox"] for entry in content], float)
-    scores = np.array([entry["score"] for entry in content], float)
-    return best_first(name, image, classes, boxes, scores)
+    content, warning = _of_known_categories(content, truth, source)
+    ids = {image["image_id"]: i for i, image in enumerate(truth.images)}
+    for i, entry in enumerate(content):
+        if entry["image_id"] not in ids:
+            raise UserError(
+                f"{source}: entry {i} has image_id {_shown(entry['image_id'])}, and the truth has "
+                "no such image: give the annotation file that the detector was run on"
+            )
+    class_of = {category_id: k for k, category_id in enumerate(truth.category_ids)}
+    detections = best_first(
+        name,
+        np.array([ids[entry["image_id"]] for entry in content], int),
+        np.array([class_of[entry["category_id"]] for entry in content], int),
+        np.array([entry["bbox"] for entry in content], float).reshape(-1, 4),
+        np.array([entry["score"] for entry in content], float),
+    )
+    return replace(detections, warning=warning)
+
+
+def _of_known_categories(
+    content: list[dict[str, Any]], truth: Truth, source: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Without those of other categories, which COCO's evaluation does not look at either.
+
+    A detector may know more classes than the truth has. What is left out is said.
+    """
+    known = set(truth.category_ids)
+    kept = [entry for entry in content if entry["category_id"] in known]
+    if len(kept) == len(content):
+        return content, ""
+    other = next(e["category_id"] for e in content if e["category_id"] not in known)
+    said = (
+        f"{len(content) - len(kept):,} of {len(content):,} detections have categories that the "
+        f"truth does not have, the first {_shown(other)}"
+    )
+    if not kept:
+        raise UserError(f"{source}: {said}: give the annotation file that the detector was run on")
+    return kept, f"{said}: they are left out"
 
 
 def _wrong_form(entry: Any) -> str:
@@ -74,6 +101,9 @@ def _wrong_form(entry: Any) -> str:
     for key in ("image_id", "category_id", "bbox", "score"):
         if key not in entry:
             return f"has no {key!r}"
+    for key in ("image_id", "category_id"):
+        if isinstance(entry[key], list | dict):
+            return f"has {key} {_shown(entry[key])}, which is no id"
     box, score = entry["bbox"], entry["score"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has bbox {_shown(box)}, not four numbers"
@@ -86,24 +116,6 @@ def _wrong_form(entry: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _indices(
-    content: list[dict[str, Any]], key: str, known: Sequence[Any], source: str, what: str
-) -> np.ndarray:
-    """Where the ids of all detections are in a list of ids."""
-    index_of = {value: i for i, value in enumerate(known)}
-    try:
-        return np.array([index_of[entry[key]] for entry in content], int)
-    except (KeyError, TypeError):
-        for i, entry in enumerate(content):
-            value = entry[key]
-            if isinstance(value, list | dict) or value not in index_of:
-                raise UserError(
-                    f"{source}: entry {i} has {key} {_shown(value)}, and the truth has no such "
-                    f"{what}: give the annotation file that the detector was run on"
-                ) from None
-        raise
 
 
 def _shown(value: Any) -> str:

@@ -56,6 +56,11 @@ def doubt(detections: Detections, truth: Truth, matches: Matches) -> str:
     Detections of other images lie outside of smaller ones. And they find no more than chance does:
     than those of each image find in the next one.
     """
+    if not len(detections):
+        return (
+            "there are no detections: lower the detector's score threshold, or check that it ran "
+            "on these images"
+        )
     outside = _share_outside(detections, truth)
     if outside > MOST_OUTSIDE:
         return (
@@ -85,7 +90,7 @@ def _share_outside(detections: Detections, truth: Truth) -> float:
     size = np.array(sizes, float)[detections.image]
     middle = detections.boxes[:, :2] + detections.boxes[:, 2:] / 2
     is_outside = ((middle < 0) | (middle > size)).any(axis=1)  # no number is larger than NaN
-    return float(is_outside.mean()) if len(detections) else 0.0
+    return float(is_outside.mean())
 
 
 def _read(path: str) -> tuple[dict[Any, str], dict[Any, str]]:
