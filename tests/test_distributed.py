@@ -61,7 +61,7 @@ def _main_that_fails(way, args):
     ("way", "said"),
     [
         ("all", "a mistake of all processes"),
-        ("nan", "a loss of one of 2 processes is not finite in iteration 1"),
+        ("nan", "loss_box_reg is nan in process 1 in iteration 1: the weights were not finite"),
         ("killed", "a process of the training was ended from outside"),
     ],
     ids=["all", "nan", "killed"],

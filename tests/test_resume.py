@@ -142,7 +142,7 @@ def test_metrics_are_those_of_a_training_that_was_not_interrupted(
 ):
     """An evaluation is noted after a later step, as here every third iteration after every second.
 
-    That of the checkpoint's iteration is done again.
+    That of the checkpoint's iteration is done again, and the last one alone if all are trained.
     """
 
     class EverySecond(PeriodicWriter):
@@ -156,7 +156,7 @@ def test_metrics_are_those_of_a_training_that_was_not_interrupted(
     whole = noted(tmp_path)
     assert {iteration for iteration, _ in whole} == {1, 2, 3, 5, 6, 7}
     lines = (tmp_path / "metrics.json").read_text()
-    for last in (4, 5):
+    for last in (4, 5, 6):
         (tmp_path / "last_checkpoint").write_text(f"model_{last:07d}.pth")
         (tmp_path / "metrics.json").write_text(lines + '{"cut off": ')
         train(cfg, resume=True)

@@ -5,6 +5,7 @@ fork theirs, which takes seconds less than starting Python for each.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ from threading import Thread
 import pytest
 import torch
 from conftest import ROOT
+from detectron2.utils.events import get_event_storage
 from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -26,6 +28,7 @@ import train_net
 from retinanet_plugin import __main__ as command_line
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.meta_arch import ModularRetinaNet
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 multiprocessing.set_forkserver_preload(
@@ -206,6 +209,8 @@ def test_a_training_of_two_agents_survives_a_kill_and_ends_as_without(
     assert status == 0, first
     assert first.count(f"anew: the training goes on from {tmp_path}/model_0000001.pth") == 1
     assert "error: " not in first  # torchrun says which process was killed
+    if "stopped by SIGTERM" in first:  # it was in a step
+        assert "--resume goes on, if torchrun does not start it anew\n" in first
     assert other == ""
     weights = final_weights(whole)
     assert all(torch.equal(x, weights[name]) for name, x in final_weights(tmp_path).items())
@@ -294,22 +299,29 @@ def test_an_evaluation_is_that_of_two_processes_to_the_last_bit(
 # ------------------------------------------------------------------ failures
 
 
-def fail_in_second_process():
-    run_step = Trainer.run_step
+def spoil_second_process():
+    """The loss of one of its images, in its second step."""
+    mean = ModularRetinaNet.preprocess_image
 
-    def fail(trainer):
-        if trainer.iter == 1 and os.environ["RANK"] == "1":
-            raise UserError("a mistake of the second process")
-        run_step(trainer)
+    def spoil(model, inputs):
+        images = mean(model, inputs)
+        if os.environ["RANK"] == "1" and get_event_storage().iter == 1:
+            images.tensor[0] = math.nan
+        return images
 
-    Trainer.run_step = fail
+    ModularRetinaNet.preprocess_image = spoil
 
 
 def test_a_failure_is_told_once_with_its_process(options, torchrun, tmp_path):
+    """Whose step is kept, of which the mean of all losses would not say whose it is."""
     argv = options(tmp_path, DATASETS__TEST=())
-    status, (printed, other) = torchrun(2, train, argv, fail_in_second_process)
-    said = f"a mistake of the second process (process 1 of 2; details: {tmp_path}/log.txt.rank1)"
-    assert (status, other) == (1, f"error: {said}\n")
+    status, (printed, other) = torchrun(2, train, argv, spoil_second_process)
+    assert status == 1
+    assert other.startswith("error: loss_cls is nan and loss_box_reg is nan in process 1 in itera")
+    assert f"the step of process 1 is in {tmp_path}/failure-000001-rank1, look at it" in other
+    assert other.endswith(f" (process 1 of 2; details: {tmp_path}/log.txt.rank1)\n")
+    assert other.count("\n") == 1
+    assert len(list(tmp_path.glob("failure-*"))) == 1
     assert "error: " not in printed
     assert "stopped by" not in printed
 

@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 
 from ..losses.normalizer import NormalizedLosses
 from .checks.device_checks import without_gradient
+from .failures.own_losses import OwnLosses
 from .validation import bare_model
 
 _Batch = list[dict[str, Any]]
 
 
-class AccumulatingTrainer(SimpleTrainer):
+class AccumulatingTrainer(OwnLosses):
     """Detectron2's ``SimpleTrainer`` and ``AMPTrainer``, with the gradients of parts added up.
 
     A step is one of the optimizer, of a whole batch, and so are iterations, the schedule, the
@@ -102,6 +103,10 @@ class AccumulatingTrainer(SimpleTrainer):
         return self.model.no_sync() if is_shared else nullcontext()
 
 
+class _AMPStep(OwnLosses, AMPTrainer):
+    """Detectron2's step in mixed precision."""
+
+
 class PreciseBNOfParts(PreciseBN):
     """Detectron2's ``PreciseBN`` with the memory of a part of a batch.
 
@@ -157,6 +162,6 @@ def build_step(
     wrapped = create_ddp_model(model, **options)
     amp = cfg.SOLVER.AMP.ENABLED
     if cfg.SOLVER.ACCUMULATE_STEPS == 1:
-        return (AMPTrainer if amp else SimpleTrainer)(wrapped, data_loader, optimizer)
+        return (_AMPStep if amp else OwnLosses)(wrapped, data_loader, optimizer)
     scaler = torch.amp.GradScaler() if amp else None
     return AccumulatingTrainer(wrapped, data_loader, optimizer, cfg.SOLVER.ACCUMULATE_STEPS, scaler)

@@ -100,6 +100,8 @@ class ResumableTrainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """What hooks raise after a failure is not to hide what has failed."""
+        if self.iter > self.max_iter:  # no step was left to do
+            self.iter = max(self.start_iter, self.max_iter)
         try:
             super().after_train()
         except Exception as error:

@@ -14,7 +14,7 @@ import torch
 from detectron2.utils import comm
 from torch import distributed
 
-from .torchrun import is_first_process, others_failed
+from .torchrun import is_first_process, may_start_anew, others_failed
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 # Processes that were launched together get a signal from the launching one and from others too.
@@ -101,7 +101,8 @@ def stop_signals() -> Iterator[None]:
         # torchrun ends the others with a signal when a process has failed, which is told by then.
         if not is_launcher and is_first_process() and not others_failed():
             name = signal.Signals(stopped.number).name
-            print(f"stopped by {name}: {stopped.how_to_go_on}", file=sys.stderr, flush=True)
+            also = ", if torchrun does not start it anew" if may_start_anew() else ""
+            print(f"stopped by {name}: {stopped.how_to_go_on}{also}", file=sys.stderr, flush=True)
         raise
     finally:
         _signals.owner = _signals.arrived = None

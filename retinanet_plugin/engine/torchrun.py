@@ -42,6 +42,14 @@ def rank() -> int:
     return int(os.environ["RANK"]) if is_torchrun() else 0
 
 
+def may_start_anew() -> bool:
+    """Whether torchrun starts processes once more if it was not torchrun itself that was ended."""
+    if not is_torchrun():
+        return False
+    done, most = (os.environ[f"TORCHELASTIC_{x}"] for x in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return int(done) < int(most)
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for all, also before and after they are a group."""
     return rank() == 0 and comm.is_main_process()

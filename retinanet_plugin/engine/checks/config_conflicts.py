@@ -123,6 +123,11 @@ def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.WEIGHT_AVERAGE.START is {average.START} and PERIOD {average.PERIOD}, so that "
             f"no weights are averaged by SOLVER.MAX_ITER {solver.MAX_ITER}: set smaller ones"
         )
+    if average.NAME and cfg.TEST.PRECISE_BN.ENABLED:
+        yield (
+            f"TEST.PRECISE_BN.ENABLED is True but SOLVER.WEIGHT_AVERAGE.NAME {average.NAME}, whose "
+            "batch norms it would leave as they are: set one of them back, to False or ''"
+        )
     patience = cfg.TEST.EARLY_STOP_PATIENCE
     if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
         yield (

@@ -33,6 +33,7 @@ class StepRecorder:
     def __init__(self, trainer: DefaultTrainer) -> None:
         self._trainer: Any = weakref.proxy(trainer)
         self._parts: list[TrainingStep] = []  # of the batch; one, unless it is computed in parts
+        self._losses: list[dict[str, Tensor]] = []  # of each, in this process
         self._names_before: list[str] = []  # images of the step before
 
     @contextmanager
@@ -42,58 +43,68 @@ class StepRecorder:
         Raises:
             UserError: it failed in one of these ways: what, the remedies, the folder.
         """
-        self._parts = []
-        hook = self._trainer.model.register_forward_pre_hook(self._note)
+        self._parts, self._losses = [], []
+        model = self._trainer.model
+        hooks = [
+            model.register_forward_pre_hook(self._note),
+            model.register_forward_hook(self._note_losses),
+        ]
         try:
             yield
         except Exception as error:
             if not self._parts:
                 raise
             if isinstance(error, FloatingPointError):
-                raise self._not_finite(self._failed_part()) from error
+                raise self._not_finite(*self._failed_part()) from error
             if is_out_of_memory(error):
                 raise self._out_of_memory(self._parts[-1], error) from error
             raise
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if self._parts:
             self._names_before = [name for part in self._parts for name in part.names()]
 
     def _note(self, module: nn.Module, args: tuple[list[dict[str, Any]]]) -> None:
         self._parts.append(TrainingStep.before(bare_model(module), args[0]))
 
-    def _failed_part(self) -> TrainingStep:
-        """That with a loss that is not finite; of several processes, which wait, the last one."""
-        *others, last = self._parts
-        if comm.get_world_size() > 1:
-            return last
-        model = bare_model(self._trainer.model)
-        return next((part for part in others if run_again(model, part).not_finite()), last)
+    def _note_losses(self, module: nn.Module, args: Any, losses: Any) -> None:
+        losses = losses if isinstance(losses, dict) else {"total_loss": losses}
+        self._losses.append({name: loss.detach() for name, loss in losses.items()})
 
-    def _not_finite(self, step: TrainingStep) -> UserError:
+    def _failed_part(self) -> tuple[TrainingStep, dict[str, float]]:
+        """That with a loss that is not finite, or the last one; and these losses."""
+        for part, losses in zip(self._parts, self._losses):
+            wrong = {name: float(x) for name, x in losses.items() if not is_finite(float(x))}
+            if wrong:
+                return part, wrong
+        return self._parts[-1], {}
+
+    def _not_finite(self, step: TrainingStep, losses: dict[str, float]) -> UserError:
         trainer, model = self._trainer, bare_model(self._trainer.model)
         scaler = getattr(trainer._trainer, "grad_scaler", None)
         norm = gradient_norm(model) / (scaler.get_scale() if scaler else 1.0)
         weights = _weights(model, step)  # before the model runs again
         spoiled = parameters_not_finite(model)
         summary = {**self._summary(step), "gradient_norm": norm, "weights_not_finite": spoiled}
-        said, culprits, processes = "a loss is not finite", [], comm.get_world_size()
-        if processes > 1:  # of which it is not known which: their losses are averaged
-            said = f"a loss of one of {processes} processes is not finite"
-        else:  # others would be waited for
+        named = " and ".join(f"{name} is {value}" for name, value in losses.items())
+        said, culprits = named or "a loss is not finite", []
+        if comm.get_world_size() > 1:  # which would be waited for
+            said += f" in process {comm.get_rank()}"
+        else:
             report = run_again(model, step)
             alone = [run_again(model, step, image=i) for i in range(len(step.inputs))]
             summary.update(losses=report.losses, levels=report.levels)
             for image, seen in zip(summary["images"], alone):
                 image["losses_alone"] = seen.losses
             culprits = [name for name, seen in zip(step.names(), alone) if seen.not_finite()]
-            losses = [f"{name} is {report.losses[name]}" for name in report.not_finite()]
-            said = " and ".join(losses) or said
         said += f" in iteration {trainer.iter}"
         if spoiled and self._names_before:
+            or_other = " or of another process" if comm.get_world_size() > 1 else ""
             said += (
                 f": the weights were not finite before it ({_list(spoiled)}): the losses of the "
                 f"step before were finite but its gradient was not, of {_list(self._names_before)}"
+                f"{or_other}"
             )
         elif spoiled:
             said += f": the weights that were loaded are not finite ({_list(spoiled)})"
