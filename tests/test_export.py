@@ -21,8 +21,10 @@ from small_detector import write_small_detector
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.data.images.read_image import read_image
-from retinanet_plugin.deploy.comparison import differences
+from retinanet_plugin.deploy.comparison import Comparison, differences
 from retinanet_plugin.deploy.exported_graph import exported_graph
+from retinanet_plugin.deploy.exports import write_program
+from retinanet_plugin.deploy.pictures import Preprocessing
 from retinanet_plugin.deploy.plain_detectron2 import write_detectron2
 from retinanet_plugin.engine import Checkpointer
 
@@ -293,6 +295,8 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
         (["onnx", "model.onnx", "--truth", "truth.json"], "give --images FOLDER as well"),
         (["detectron2", "model.yaml"], "MODEL.FPN.TOP_BLOCK_IN_FEATURE is 'res4'"),
         (["onnx", "model.onnx", "--images", "{tmp}"], "has no images"),
+        (["onnx", "model.onnx", "--images", __file__], "is no folder"),
+        (["onnx", f"{__file__}/model.onnx"], "cannot be written to"),
     ],
 )
 def test_mistakes_are_sentences(args, sentence, detector, tmp_path):
@@ -300,6 +304,28 @@ def test_mistakes_are_sentences(args, sentence, detector, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
         export(kind, detector.weights, tmp_path / output, *more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_detect_the_same_is_not_left(detector, tmp_path, monkeypatch):
+    def differs(*_):
+        return Comparison(1, 9, 8, math.inf, math.inf, (1.0, 1.0), None)
+
+    monkeypatch.setattr("retinanet_plugin.commands.export.compare", differs)
+    monkeypatch.setattr("retinanet_plugin.commands.export.Predictor", str)
+    with pytest.raises(SystemExit, match=r"error: .*model\.pt2 would not detect the same"):
+        export("torch", detector.weights, tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_are_too_small_for_a_program(small_cfg, tmp_path):
+    small_cfg.INPUT.MIN_SIZE_TEST = 128
+    network = SimpleNamespace(
+        model=build_model(small_cfg), cfg=small_cfg, preprocessing=Preprocessing.of(small_cfg)
+    )
+    with pytest.raises(
+        UserError, match=r"MIN_SIZE_TEST is 128.*takes images of \d+ pixels or more"
+    ):
+        write_program(network, str(tmp_path / "model.pt2"))
 
 
 @pytest.mark.parametrize(

@@ -311,5 +311,7 @@ def test_other_mistakes(place):
     assert_fails(place, "has no boxes to find")
     (place / "report").mkdir()
     (place / "report/notes.txt").write_text("mine")
-    assert_fails(place, "exists: name a new folder")
+    assert_fails(place, "exists: name a new one")
     assert (place / "report/notes.txt").read_text() == "mine"
+    write(place / "report/detections.json", RESULTS)
+    assert_fails(place, rf"exists: give --results {place}/report/detections.json and a new folder")

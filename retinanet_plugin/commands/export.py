@@ -6,12 +6,15 @@ Predictor, predict and report take the files as they take a checkpoint.
 """
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 
 from ..deploy import Predictor
 from ..deploy.comparison import compare
 from ..deploy.exported_network import RUNNERS
 from ..deploy.exports import write_onnx, write_openvino, write_program
+from ..deploy.formats import Ids
 from ..deploy.pictures import Source, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
@@ -51,22 +54,42 @@ def run(args: argparse.Namespace) -> None:
     config, weights = args.config, args.weights
     cfg, class_names = read_config(config, weights, ()) if config else read_described(weights, ())
     cfg.MODEL.DEVICE = "cpu"
-    if args.format == "detectron2":
-        write_detectron2(cfg, args.output)
-    # What is written computes in float32, and is compared with that.
-    cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
-    network = TorchNetwork(cfg, class_names)
-    if args.format == "onnx":
-        write_onnx(network, args.output, args.nms)
-    elif args.format == "torch":
-        write_program(network, args.output)
-    elif args.format == "openvino":
-        write_openvino(network, args.output, images[:_MOST_CALIBRATED] if args.int8 else [])
+    if args.truth:
+        Ids(args.truth, class_names).check([str(image) for image in images])
     compared = images if args.truth else images[:_MOST_COMPARED]
-    comparison = compare(network, Predictor(args.output), compared, args.truth)
-    if not args.int8:
-        comparison.refuse_unless_equal(args.output)
+    with _no_file_after_errors(_written_files(args)):
+        if args.format == "detectron2":
+            write_detectron2(cfg, args.output)
+        # What is written computes in float32, and is compared with that.
+        cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
+        network = TorchNetwork(cfg, class_names)
+        if args.format == "onnx":
+            write_onnx(network, args.output, args.nms)
+        elif args.format == "torch":
+            write_program(network, args.output)
+        elif args.format == "openvino":
+            write_openvino(network, args.output, images[:_MOST_CALIBRATED] if args.int8 else [])
+        comparison = compare(network, Predictor(args.output), compared, args.truth)
+        if not args.int8:
+            comparison.refuse_unless_equal(args.output)
     print(f"wrote {args.output}: {comparison}")
+
+
+def _written_files(args: argparse.Namespace) -> list[str]:
+    stem = os.path.splitext(args.output)[0]
+    return [args.output, *(stem + suffix for suffix in _BESIDE.get(args.format, ()))]
+
+
+@contextlib.contextmanager
+def _no_file_after_errors(paths: Sequence[str]) -> Iterator[None]:
+    """What was not compared, or detects something else, is not left where it could be taken."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
 
 
 def _checked(args: argparse.Namespace) -> list[Source]:
@@ -76,8 +99,7 @@ def _checked(args: argparse.Namespace) -> list[Source]:
         raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
     if os.path.splitext(args.weights)[1] in RUNNERS:
         raise UserError(f"{args.weights} is an export: give the checkpoint that it was made from")
-    stem = os.path.splitext(args.output)[0]
-    refuse_existing(args.output, *(stem + other for other in _BESIDE.get(args.format, ())))
+    refuse_existing(*_written_files(args))
     if args.int8 and args.format != "openvino":
         raise UserError(f"--int8 is for openvino, not {args.format}: leave it out")
     if args.nms and args.format != "onnx":
@@ -86,4 +108,21 @@ def _checked(args: argparse.Namespace) -> list[Source]:
         raise UserError("--int8 takes the ranges of values from images: give --images FOLDER")
     if args.truth and not args.images:
         raise UserError("--truth has the objects of images: give --images FOLDER as well")
+    _check_writable(os.path.dirname(args.output) or ".")
+    if args.images and not os.path.isdir(args.images):
+        raise UserError(f"--images {args.images} is no folder: name the one that has the images")
     return list(images_in(args.images)) if args.images else []
+
+
+def _check_writable(folder: str) -> None:
+    """
+    Raises:
+        UserError: files cannot be written there, which is better known before the work.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(f"the folder {folder} cannot be written to ({reason}): name another")

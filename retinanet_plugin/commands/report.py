@@ -24,6 +24,9 @@ from ..report.detections.results_file import read_results, to_detections
 from ..report.detections.right_images import check_ids
 from ..whole_files import write_whole_file
 
+# What weights have found: a report that was stopped can be made from it.
+_DETECTIONS = "detections.json"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truth", required=True, metavar="FILE", help="annotations, COCO's format")
@@ -82,7 +85,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if os.path.lexists(args.output) and not (
         os.path.isdir(args.output) and not os.listdir(args.output)
     ):
-        raise UserError(f"--output {args.output} exists: name a new folder, or delete it")
+        kept = os.path.join(args.output, _DETECTIONS)
+        remedy = (
+            f"give --results {kept} and a new folder" if os.path.isfile(kept) else "name a new one"
+        )
+        raise UserError(f"--output {args.output} exists: {remedy}, or delete it")
 
 
 def _check_images(args: argparse.Namespace, truth: Truth) -> None:
@@ -131,7 +138,7 @@ def _detect(args: argparse.Namespace, truth: Truth) -> Detections:
             results.append({**detection, "category_id": id_of[class_id]})
     name = os.path.basename(args.weights)
     detections = to_detections(results, truth, f"the detections of {args.weights}", name)
-    path = os.path.join(args.output, "detections.json")
+    path = os.path.join(args.output, _DETECTIONS)
     write_whole_file(path, lambda file: file.write(json.dumps(results).encode()))
     return detections
 

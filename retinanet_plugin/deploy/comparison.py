@@ -37,8 +37,8 @@ class Comparison(NamedTuple):
         """
         if not (self.score <= _MOST_SCORE and self.pixels <= _MOST_PIXELS):
             raise UserError(
-                f"{path} is written but does not detect the same ({self}): do not use it, and "
-                "report it with your config"
+                f"{path} would not detect the same ({self}), and is not kept: report it with your "
+                "config"
             )
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..whole_files import write_whole_file
 from .detecting_graph import CANDIDATES, DetectingGraph, with_nms
-from .exported_graph import INPUT, OUTPUTS, describe, dynamic_input, exported_graph
+from .exported_graph import INPUT, LEAST_DIVISORS, OUTPUTS, describe, dynamic_input, exported_graph
 from .exported_network import NOTES, import_openvino, in_a_thread
 from .pictures import Source
 from .torch_network import TorchNetwork
@@ -68,9 +68,15 @@ def write_program(network: TorchNetwork, path: str) -> None:
     """Write a ``.pt2`` file for ``torch.export.load``, with :func:`describe` as an extra file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: images are too small for it, or the file cannot be written.
     """
     graph = exported_graph(network)
+    least = LEAST_DIVISORS * graph.divisor
+    if -(-network.preprocessing.min_size_test // graph.divisor) < LEAST_DIVISORS:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TEST is {network.preprocessing.min_size_test}, and a program of "
+            f"torch.export takes images of {least} pixels or more: export to onnx instead"
+        )
     example, shapes = dynamic_input(graph)
     with _in_peace("torch"), torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=shapes)
@@ -111,7 +117,10 @@ def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) 
 
 
 def _quantized(model: Any, network: TorchNetwork, divisor: int, images: list[Source]) -> Any:
-    """``model`` with convolutions in 8 bits, by the ranges that values have in some images."""
+    """``model`` with convolutions in 8 bits, by the ranges that values have in some images.
+
+    All but the first: in 8 bits, that of the pixels alone costs several AP.
+    """
     import nncf
 
     def padded(source: Source) -> np.ndarray:
@@ -123,11 +132,14 @@ def _quantized(model: Any, network: TorchNetwork, divisor: int, images: list[Sou
         batch[:, :height, :width] = image
         return batch[None]
 
+    operations = model.get_ordered_ops()  # from the input on
+    first = next(x for x in operations if x.get_type_name() == "Convolution")
     return nncf.quantize(
         model,
         nncf.Dataset(images, padded),
         subset_size=len(images),
         preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=[first.get_friendly_name()]),
     )
 
 

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, ImageOps
 
-from ..data.images.read_image import read_image
+from ..data.images.read_image import has_16_bits, read_image
 from ..errors import UserError
 from ..whole_files import write_whole_file
 
@@ -72,9 +72,7 @@ def picture_of(source: Source, image_format: str, order: str) -> np.ndarray:
         UserError: the file cannot be read, or it is no image.
     """
     if isinstance(source, Image.Image):
-        turned = ImageOps.exif_transpose(source)
-        is_deep = turned.mode.startswith("I;16")
-        source, order = np.asarray(turned if is_deep else turned.convert("RGB")), "RGB"
+        source, order = _array_of(source), "RGB"
     if isinstance(source, np.ndarray):
         return to_picture(source, image_format, order)
     if isinstance(source, str | os.PathLike):
@@ -83,6 +81,14 @@ def picture_of(source: Source, image_format: str, order: str) -> np.ndarray:
         f"an image is of type {type(source).__name__}: give the path of a file or a folder, a "
         "numpy array, an image of Pillow, or a list of these; of an iterator, Predictor.stream"
     )
+
+
+def _array_of(image: Image.Image) -> np.ndarray:
+    """Of 16 bits, of 8 bits, or of what :func:`to_picture` refuses."""
+    turned = ImageOps.exif_transpose(image)
+    if has_16_bits(turned.mode, image.format):
+        return np.asarray(turned).astype(np.uint16)
+    return np.asarray(turned if turned.mode in ("I", "F") else turned.convert("RGB"))
 
 
 def to_picture(array: np.ndarray, image_format: str, order: str) -> np.ndarray:
