@@ -71,9 +71,9 @@ def measure(args: argparse.Namespace) -> None:
 
 def in_processes(num: int) -> list[float]:
     """What :func:`measure` prints in so many processes, with the options of this one."""
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(num), __file__, *sys.argv[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
     return json.loads(printed.splitlines()[-1])
 

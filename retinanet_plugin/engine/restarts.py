@@ -5,6 +5,7 @@ failed. Processes go on with the training of those before them if one of its age
 so whichever others have been lost. Another start of the same command has agents of its own.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -77,7 +78,8 @@ def note_told_mistake() -> None:
     What fails after a restart may be a machine's, such as a disk that is away: that is tried again.
     """
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and (folder := _agent_folder()):
-        Path(folder, _TOLD).touch()
+        with contextlib.suppress(OSError):  # it will be told again
+            Path(folder, _TOLD).touch()
 
 
 def mistake_was_told() -> bool:
