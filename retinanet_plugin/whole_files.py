@@ -3,7 +3,8 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from .errors import UserError
@@ -54,12 +55,47 @@ def refuse_existing(*paths: str) -> None:
             raise UserError(f"{path} exists already: delete it, or name another")
 
 
+@contextlib.contextmanager
+def new_folder(folder: str) -> Iterator[None]:
+    """Within it, a folder is filled that was not there or empty, and is so again after an error.
+
+    Raises:
+        UserError: it has files, which may be the user's own, or is one.
+    """
+    if not folder:
+        raise UserError("the folder has no name: give it one")
+    is_there = os.path.lexists(folder)
+    if is_there and not os.path.isdir(folder):
+        raise UserError(f"{folder} is a file: name a new folder")
+    if is_there and (names := os.listdir(folder)):
+        raise UserError(
+            f"{folder} has files, such as {min(names)}: name a new folder, such as "
+            f"{os.path.join(folder, 'new')}"
+        )
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            _empty(folder)
+            if not is_there:
+                os.rmdir(folder)
+        raise
+
+
 def remove_leftovers(folder: str) -> None:
     """Remove the half-written checkpoints of processes that were killed."""
     for name in os.listdir(folder):
         if re.fullmatch(rf"(.*\.pth|last_checkpoint)\.\d+{re.escape(_TEMPORARY)}", name):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(folder, name))
+
+
+def _empty(folder: str) -> None:
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
 
 
 def _sync_folder(folder: str) -> None:

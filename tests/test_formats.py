@@ -616,6 +616,13 @@ def test_a_table_of_other_columns_is_told(tmp_path):
     assert "write image_path,xmin,ymin,xmax,ymax,label into its first line" in message(path)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.xml"])
+def test_another_encoding_is_told(tmp_path, name):
+    (tmp_path / name).write_text("image_path,xmin,ymin,xmax,ymax,label\n", "utf-16")
+    for place in (tmp_path, tmp_path / name):
+        assert f"{name} is in UTF-16, as Excel and Windows write texts: save" in message(place)
+
+
 def test_labels_that_are_nearly_yolo_are_told(tmp_path):
     image(tmp_path / "images/a.jpg")
     write(tmp_path / "labels/a.txt", "cat 0.5 0.5 0.2 0.4\n")

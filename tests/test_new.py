@@ -141,6 +141,40 @@ def test_a_plan_is_not_overwritten(tmp_path):
     assert (tmp_path / "plan/config.yaml").read_bytes() == before
 
 
+def test_files_that_are_there_are_not_overwritten(tmp_path):
+    (tmp_path / "mine").mkdir()
+    data = Path(write_data(tmp_path / "mine/annotations"))
+    train_json = data.rename(data.with_name("train.json"))
+    before = train_json.read_bytes()
+    text = fails(tmp_path / "mine", "--train", train_json)
+    assert "has files, such as annotations: name a new folder, such as" in text
+    assert [x.name for x in (tmp_path / "mine").iterdir()] == ["annotations"]
+    assert train_json.read_bytes() == before
+    assert "train.json is a file" in fails(train_json, "--train", train_json)
+    assert "the folder has no name" in fails("", "--train", train_json)
+
+
+def test_a_plan_that_failed_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    data = write_data(tmp_path / "data")
+    monkeypatch.setattr(new, "measure_machine", stop)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(SystemExit):
+            main(["new", str(tmp_path / name), "--train", data])
+    assert not (tmp_path / "new").exists()
+    assert not any((tmp_path / "empty").iterdir())
+
+
+def test_a_mistake_in_the_data_names_the_data(tmp_path):
+    data = write_data(tmp_path / "data", box=(900, 10, 20, 20))
+    text = fails(tmp_path / "plan", "--train", data)
+    assert text.startswith(f"error: {data}: annotation 1 (")
+    assert "lies outside its image" in text
+
+
 def test_mistakes_are_sentences_and_leave_no_plan(tmp_path):
     nothing, one = tmp_path / "nothing", write_data(tmp_path / "data", 1)
     assert "nothing does not exist" in fails(tmp_path / "plan", "--train", nothing)

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config import load_config
-from ..data.annotations.coco_json import register_coco_json
+from ..data.annotations.coco_json import describe_source, register_coco_json
 from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
 from ..data.findings import counted
@@ -33,7 +33,7 @@ from ..engine.step_cost import measure_fitting_batch, measure_machine
 from ..errors import UserError
 from ..report.plan_page import write_plan_page
 from ..report.planned_page import page_of
-from ..whole_files import write_whole_file
+from ..whole_files import new_folder, write_whole_file
 from .browse import sheet_of
 
 _CPU_BUDGET, _GPU_BUDGET = 6 * 60.0, 60 * 60.0
@@ -78,9 +78,6 @@ def duration(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    folder = os.path.abspath(args.folder)
-    if os.path.lexists(os.path.join(folder, "config.yaml")):
-        raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
     if args.budget is not None and args.budget < LEAST_BUDGET:
         raise UserError(
             f"--budget {in_words(args.budget)} is no time to train in, to start and to evaluate "
@@ -89,13 +86,19 @@ def run(args: argparse.Namespace) -> None:
     check_weights(
         args.weights, key="--weights", without="leave it out to train from random weights"
     )
+    if os.path.lexists(os.path.join(args.folder, "config.yaml")):
+        raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
+    with new_folder(args.folder):
+        _plan(args, os.path.abspath(args.folder))
+
+
+def _plan(args: argparse.Namespace, folder: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wishes = _wishes(args, device)
-
     intake = take_in(args.train, args.val)
     named = _name_data(intake, folder)
     cfg = _draft([*named, *choose_network(device, wishes.weights)], wishes, intake)
-    train = _checked(cfg)
+    train = _checked(cfg, (args.train, args.val or args.train))
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
 
     print("\nmeasuring what steps cost here, half a minute ...", flush=True)
@@ -158,18 +161,28 @@ def _draft(choices: Sequence[Choice], wishes: Wishes, intake: Intake) -> CfgNode
     return cfg
 
 
-def _checked(cfg: CfgNode) -> DatasetFacts:
+def _checked(cfg: CfgNode, sources: Sequence[str]) -> DatasetFacts:
     """What the training set has, after the checks of data and image files.
+
+    Args:
+        sources: what the user calls the data of each of ``DATASETS.COCO_JSON``.
 
     Raises:
         UserError: of the first error.
     """
+
+    def in_users_words(text: str) -> str:
+        for (name, json_file, _), source in zip(cfg.DATASETS.COCO_JSON, sources):
+            text = text.replace(describe_source(name, json_file), source)
+        return text
+
     findings, facts = inspect_datasets(cfg)
     of_files, _ = inspect_image_files(facts, cfg)
     warnings: list[str] = []
     for each in (findings, of_files):
-        each.raise_errors()
-        warnings += map(str, each.warnings.values())
+        for error in each.errors.values():
+            raise UserError(in_users_words(str(error)))
+        warnings += [in_users_words(str(warning)) for warning in each.warnings.values()]
     if warnings:
         _print_section("warnings", warnings)
     return facts[cfg.DATASETS.TRAIN[0]]

@@ -1,7 +1,9 @@
 """Files that are nearly of a format: a sentence on what they lack."""
 
+import codecs
 import os
 from collections.abc import Sequence
+from itertools import chain
 
 from ..findings import shown
 from .csv_table import COLUMNS, first_cells
@@ -9,14 +11,18 @@ from .recognize import Contents
 from .yolo import label_file
 
 _BEGINNING = 200
+_SUFFIXES = (".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
 
 
 def near_miss(contents: Contents) -> str:
-    """What is wrong with the first table or label file that is of no format; "" if there is none.
+    """What is wrong with the first file that is meant as annotations; "" if there is none.
 
     Args:
         contents: of a folder without annotations.
     """
+    for path in chain(*(contents.others.get(suffix, []) for suffix in _SUFFIXES)):
+        if _is_utf16(path):
+            return f"{path} is in UTF-16, as Excel and Windows write texts: save it as UTF-8"
     for path in [*contents.others.get(".csv", []), *contents.others.get(".tsv", [])]:
         columns = ", ".join(first_cells(path))
         return (
@@ -37,6 +43,11 @@ def empty_files(paths: Sequence[str], others: Sequence[str]) -> list[str]:
     """Those of ``others`` that have no content, in the folders of ``paths``."""
     folders = {os.path.dirname(path) for path in paths}
     return [x for x in others if os.path.dirname(x) in folders and os.path.getsize(x) == 0]
+
+
+def _is_utf16(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _first_line(path: str) -> str:

@@ -36,10 +36,8 @@ class Schedule:
     is_whole: bool  # the time was not what limits it
 
     def choices(self, budget: float) -> list[Choice]:
-        times = f"{self.epochs:,.0f}" if self.epochs >= 10 else f"{self.epochs:.2g}"
-        length = f"{times} times every image"
-        if not self.is_whole:
-            length += f", what {in_words(budget)} allow"
+        enough = "for which {} are more than enough" if self.is_whole else "what {} allow"
+        length = f"{self._times} every image, {enough.format(in_words(budget))}"
         period = max(1, -(-self.iterations // self.num_evaluations))
         return [
             Choice("SOLVER.IMS_PER_BATCH", self.batch, ""),
@@ -64,9 +62,14 @@ class Schedule:
         if self.is_whole or (self.epochs >= _FEW_EPOCHS and self.iterations >= _FEW_ITERATIONS):
             return []
         return [
-            f"{in_words(budget)} are {self.iterations:,} iterations here, {self.epochs:.2g} times "
-            "every image, which is too short to learn much: give it more time with --budget"
+            f"{in_words(budget)} are {self.iterations:,} iterations here, {self._times} every "
+            "image, which is too few to learn much: give it more time with --budget"
         ]
+
+    @property
+    def _times(self) -> str:
+        """``"70 times"``."""
+        return f"{self.epochs:,.0f} times" if self.epochs >= 10 else f"{self.epochs:.2g} times"
 
 
 def plan_schedule(
