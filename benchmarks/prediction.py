@@ -2,7 +2,8 @@
 
 All have the same random weights, with which an image has about a hundred detections. Each sees to
 all images, in turn, several times; a ratio is of two neighbours in time. Processor time is nearly
-the same on a busy machine, the time that passes is not. Exports are compared with PyTorch first.
+the same on a busy machine, the time that passes is not. Exports are compared with PyTorch first;
+--rounds 0 does no more than that.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from models import R50, make_like_trained
 from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main as run_command
 from retinanet_plugin.config import load_config
-from retinanet_plugin.deploy.pictures import Preprocessing
+from retinanet_plugin.deploy.pictures import Preprocessing, images_in
 from retinanet_plugin.engine import Checkpointer
 
 STOCK = "Detectron2"
@@ -40,17 +41,15 @@ EXPORTS = {
 CANDIDATES = 500  # of an image, before NMS
 
 
-def write_images(folder: str, count: int, size: tuple[int, int]) -> list[str]:
+def write_images(folder: str, count: int, size: tuple[int, int]) -> None:
     """JPEG files of ``size`` (height, width), of coarse and fine noise."""
-    rng, paths = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     os.makedirs(folder)
     for i in range(count):
         coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         picture = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
         picture = picture // 2 + rng.integers(0, 128, (*size, 3), dtype=np.uint8)
-        paths.append(os.path.join(folder, f"{i}.jpg"))
-        cv2.imwrite(paths[-1], picture)
-    return paths
+        cv2.imwrite(os.path.join(folder, f"{i}.jpg"), picture)
 
 
 @torch.no_grad()
@@ -108,6 +107,7 @@ def row(name: str, laps: dict[str, list[tuple[float, float]]], num_images: int) 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=8, help="default: 8")
+    parser.add_argument("--folder", help="images instead of noise, at most 50, of any sizes")
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--exports", nargs="*", choices=EXPORTS, default=list(EXPORTS))
@@ -122,28 +122,33 @@ def main() -> None:
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = sorted(args.size)
     with tempfile.TemporaryDirectory() as folder:
         within = functools.partial(os.path.join, folder)
-        files = write_images(within("images"), args.images, (height, width))
+        images = args.folder or within("images")
+        if not args.folder:
+            write_images(images, args.images, (height, width))
+        files = images_in(images)[:50]  # as many as exports are compared on
         weights = write_checkpoint(folder, cfg, files[0])
         plain = within("plain.yaml")
-        run_command(["export", "detectron2", weights, plain, "--images", within("images")])
+        run_command(["export", "detectron2", weights, plain, "--images", images])
         stock = default_predictor(plain)
         functions: dict[str, Callable[[], Any]] = {STOCK: lambda: [stock(path) for path in files]}
         models = {"Predictor, checkpoint": weights}
         for name in args.exports:
             kind, output, *options = EXPORTS[name]
             models[f"Predictor, {name}"] = within(output)
-            arguments = [kind, weights, within(output), *options, "--images", within("images")]
+            arguments = [kind, weights, within(output), *options, "--images", images]
             run_command(["export", *arguments])
+        if args.rounds == 0:
+            return
         for name, path in models.items():
             functions[name] = functools.partial(Predictor(path), files)
         print(
-            f"\n{args.images} files of {height}x{width}, {processor()}, {torch.get_num_threads()} "
+            f"\n{len(files)} files of {height}x{width}, {processor()}, {torch.get_num_threads()} "
             f"threads, PyTorch {torch.__version__}; seconds of an image, medians of {args.rounds} "
             f"rounds, and the speed in multiples of {STOCK}'s.\n\n"
             "| | passed | | of the processor | |\n|---|---|---|---|---|"
         )
         for name, laps in (found := measure(functions, args.rounds)).items():
-            print(row(name, {name: laps, STOCK: found[STOCK]}, args.images))
+            print(row(name, {name: laps, STOCK: found[STOCK]}, len(files)))
 
 
 if __name__ == "__main__":
