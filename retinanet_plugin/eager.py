@@ -30,3 +30,9 @@ def is_eager(*tensors: Tensor) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is active, which forbids to change buffers."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_recomputed() -> bool:
+    """Whether a backward is running, so that a forward is one that ``torch.utils.checkpoint``
+    repeats: it is to give what it gave, and to count nothing twice."""
+    return torch._C._current_graph_task_id() != -1

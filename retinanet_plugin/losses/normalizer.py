@@ -8,7 +8,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, distributed, nn
 
-from ..eager import is_transformed
+from ..eager import is_recomputed, is_transformed
 from .reduction import LossSum
 
 # Foreground anchors of a batch before any was seen, as in Detectron2's RetinaNet.
@@ -81,9 +81,10 @@ class NormalizedLosses(nn.Module):
         return before / self._average_with(batch)
 
     def _average_with(self, num_foreground: Tensor) -> Tensor:
-        if self.training and self._parts is not None:
+        if not self.training or is_recomputed():
+            return self.loss_normalizer.clone()
+        if self._parts is not None:
             self._parts.append(num_foreground)
-        if not self.training or self._parts is not None:
             return self.loss_normalizer.clone()
         batch = self._of_batch(num_foreground).clamp(min=1)  # none count as one
         average = self.loss_normalizer.lerp(batch.to(self.loss_normalizer), _NEW_SHARE)
