@@ -371,6 +371,21 @@ MISTAKES = {
     ),
     "a part": ("torchvision", lambda s: without(s, "layer_blocks.1.0.bias"), "fpn_output4.bias"),
     "no head": ("torchvision", lambda s: without(s, "bbox_reg.bias"), "head.bbox_pred.bias"),
+    "SSD": (
+        "torchvision",
+        lambda s: {"head.classification_head.module_list.0.weight": torch.zeros(5, 8)},
+        "another detector than RetinaNet",
+    ),
+    "half of a head": (
+        "mmdetection",
+        lambda s: {"bbox_head.retina_reg.weight": torch.zeros(5, 8)},
+        "another detector than RetinaNet",
+    ),
+    "not finite": (
+        "torchvision",
+        lambda s: {n: x / 0 if n.endswith(f"{LOGITS}.bias") else x for n, x in s.items()},
+        f"{LOGITS}.bias with numbers that are not finite",
+    ),
     "integers": (
         "torchvision",
         lambda s: changed(s, "layer1.0.conv1.weight", (64, 64, 3, 3), torch.int8),

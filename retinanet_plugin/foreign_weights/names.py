@@ -7,18 +7,22 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..weights.finite_numbers import is_finite
 
 # A pattern for a whole name, and what takes its place.
 Rule = tuple[str, str]
 # Names by which a kind of weights is known, and what to do with them.
 _KINDS = (
     (
-        r"(^|\.)head\.classification_head\.",
+        r"(^|\.)head\.classification_head\.cls_logits\.",
         "a RetinaNet of torchvision: name the format torchvision",
     ),
     (r"(^|\.)bbox_head\.retina_", "a RetinaNet of mmdetection: name the format mmdetection"),
     (r"(^|\.)head\.cls_score\.", "a RetinaNet of Detectron2: MODEL.WEIGHTS takes it as it is"),
-    (r"(^|\.)(roi_heads|roi_head|rpn_head|bbox_head)\.", "another detector than RetinaNet"),
+    (
+        r"(^|\.)(roi_heads|roi_head|rpn_head|bbox_head|head\.classification_head)\.",
+        "another detector than RetinaNet",
+    ),
     (
         r"(layer4\.\d+\.conv2|fc|classifier)\.weight$",
         "a network for classification: if it is a ResNet, name the format backbone",
@@ -42,7 +46,8 @@ def weights_below(
     """
     found = [name for name in state if name == marker or name.endswith(f".{marker}")]
     if not found:
-        known = (text for pattern, text in _KINDS if any(re.search(pattern, n) for n in state))
+        others = ((pattern, text) for pattern, text in _KINDS if not text.startswith(kind))
+        known = (text for pattern, text in others if any(re.search(pattern, n) for n in state))
         what = next(known, f"something else, with names such as {next(iter(state))}")
         raise UserError(f"{source} holds no {marker}, so that it is not {kind} but {what}")
     prefix = min(found, key=len).removesuffix(marker)
@@ -61,7 +66,7 @@ def rename(
         source: what names the file, for errors.
 
     Raises:
-        UserError: no rule has a name, or numbers are integers.
+        UserError: no rule has a name, or numbers are integers or not finite.
     """
     renamed, unknown = {}, []
     for name, x in state.items():
@@ -75,6 +80,11 @@ def rename(
             raise UserError(
                 f"{source} holds {name} as {x.dtype}: it is quantised, so take the model that it "
                 "was made from"
+            )
+        elif not is_finite(torch.as_tensor(x)):
+            raise UserError(
+                f"{source} holds {name} with numbers that are not finite: it is of a training that "
+                "failed, so take an earlier checkpoint"
             )
         else:
             renamed[new] = torch.as_tensor(x).float()
