@@ -173,6 +173,10 @@ CROP = ("INPUT.CROP.ENABLED", True)
             ["START is 0 and PERIOD 90001, so that no weights are averaged by SOLVER.MAX_ITER"],
         ),
         (
+            ["SOLVER.WEIGHT_AVERAGE.NAME", "ema", "TEST.PRECISE_BN.ENABLED", True],
+            ["TEST.PRECISE_BN.ENABLED is True but SOLVER.WEIGHT_AVERAGE.NAME ema"],
+        ),
+        (
             ["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 38.5, 0.2]]", "DATASETS.TEST", "()"],
             ["TEST.EXPECTED_RESULTS", "0 data sets"],
         ),
