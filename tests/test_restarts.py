@@ -1,14 +1,16 @@
 """What processes of torchrun know of those before them, whose training they find."""
 
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 
-from retinanet_plugin.engine import Trainer, goes_on_after_restart, restarts
+from retinanet_plugin.engine import Trainer, goes_on_after_restart, restarts, torchrun
 from retinanet_plugin.engine.restarts import mistake_was_told, note_told_mistake, note_training
+from retinanet_plugin.errors import UserError
 
 
 @pytest.fixture
@@ -111,6 +113,22 @@ def test_a_restart_without_a_checkpoint_says_so(cfg, start, tmp_path, capsys):
         (tmp_path / file).unlink()
     assert not goes_on_after_restart(cfg)
     assert "goes on at its beginning, since it has no checkpoint yet" in capsys.readouterr().out
+
+
+def test_an_agent_that_has_ended_is_told_of(monkeypatch):
+    """And not waited for inside of PyTorch, where no signal would be heard."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torchrun, "is_torchrun", lambda: True)
+    monkeypatch.setattr(torchrun, "_SERVED_S", 0.1)
+    with pytest.raises(UserError, match=rf"agents at 127.0.0.1:{port} does not answer: look"):
+        torchrun.receive("anything")
+    assert torchrun.is_first_to_fail()
+    assert not torchrun.others_failed()
 
 
 def test_a_mistake_is_told_once(start):

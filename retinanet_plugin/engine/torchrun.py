@@ -25,6 +25,7 @@ from ..errors import UserError
 
 _PORT, _FAILURES = "port of the first process", "failures"
 _POLL_S, _CONNECTING_S = 0.05, 5.0
+_SERVED_S, _SERVED_BY_FIRST_S = 30.0, 300.0  # until a store answers
 
 
 def is_torchrun() -> bool:
@@ -138,7 +139,7 @@ def is_first_to_fail() -> bool:
     """Whether no process of torchrun has called this before since all were started."""
     try:
         return _store_of_restart().add(_FAILURES, 1) == 1
-    except distributed.DistError:  # the agent has ended
+    except (distributed.DistError, UserError):  # the agent has ended
         return True
 
 
@@ -146,15 +147,31 @@ def others_failed() -> bool:
     """Whether a process of torchrun has called :func:`is_first_to_fail`."""
     try:
         return is_torchrun() and _store_of_restart().add(_FAILURES, 0) > 0
-    except distributed.DistError:
+    except (distributed.DistError, UserError):
         return False
 
 
 @cache
 def _agent_store() -> Store:
+    """
+    Raises:
+        UserError: the agent has ended, or cannot be reached.
+    """
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(*address, is_master=rank() == 0 and not is_served, wait_for_workers=False)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank() == 0 and not is_served:
+        return TCPStore(host, port, is_master=True, wait_for_workers=False)
+    # The first process, where it is the one to serve, may take long to start.
+    end = time.monotonic() + (_SERVED_S if is_served else _SERVED_BY_FIRST_S)
+    while (store := _connected(host, port)) is None:
+        if time.monotonic() > end:
+            raise UserError(
+                f"the store of torchrun's agents at {host}:{port} does not answer: look whether "
+                "the agent there has ended, and start the command anew"
+            )
+        time.sleep(_POLL_S)
+    store.set_timeout(DEFAULT_TIMEOUT)
+    return store
 
 
 @cache
@@ -175,13 +192,19 @@ def _store_of_all() -> TCPStore:
 
 def _connected_store() -> TCPStore:
     host = os.environ["MASTER_ADDR"]
-    while True:
-        port = int(_wait_for(_agent_store(), _PORT))
-        try:
-            socket.create_connection((host, port), _CONNECTING_S).close()
-            return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_CONNECTING_S))
-        except (OSError, distributed.DistError):  # it is of before the restart, or has just ended
-            time.sleep(_POLL_S)
+    # One of before the restart, or that has just ended, is not there.
+    while (store := _connected(host, int(_wait_for(_agent_store(), _PORT)))) is None:
+        time.sleep(_POLL_S)
+    return store
+
+
+def _connected(host: str, port: int) -> TCPStore | None:
+    """For a short while alone, since PyTorch hears no signal meanwhile."""
+    try:
+        socket.create_connection((host, port), _CONNECTING_S).close()
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_CONNECTING_S))
+    except (OSError, distributed.DistError):
+        return None
 
 
 def _wait_for(store: Store, key: str) -> bytes:
