@@ -5,6 +5,7 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from detectron2 import layers
 from detectron2.config import get_cfg
@@ -12,7 +13,7 @@ from detectron2.modeling import build_model
 from torchvision.models.detection import retinanet_resnet50_fpn_v2
 
 from retinanet_plugin import add_retinanet_config
-from retinanet_plugin.config import load_config
+from retinanet_plugin.config import flattened, load_config
 from retinanet_plugin.engine.checks.config_checks import config_errors
 from retinanet_plugin.foreign_weights.torchvision_retinanet import from_torchvision
 
@@ -66,7 +67,7 @@ def test_every_config_builds(path):
 
     # The anchors and classes that the config names are what the head predicts for.
     sizes, ratios = (len(cfg.MODEL.ANCHOR_GENERATOR[key][0]) for key in ("SIZES", "ASPECT_RATIOS"))
-    image = torch.empty(1, 3, 128, 128, device="meta")
+    image = torch.empty(2, 3, 128, 128, device="meta")  # one of 1x1 has no statistics
     features = model.backbone(image)
     features = [features[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
     logits, deltas = model.head(features)
@@ -81,6 +82,16 @@ def test_every_config_builds(path):
             width,
         )
         assert deltas[i].shape[1:] == (sizes * ratios * 4, height, width)
+
+
+def test_the_modern_base_is_the_sum_that_was_measured():
+    rows = yaml.safe_load((ROOT / "benchmarks/ablation/sum.yaml").read_text())["rows"]
+    plain = load_config(str(ROOT / "benchmarks/ablation/plain.yaml"))
+    modern = dict(flattened(load_config(str(ROOT / "configs/modern/Base-modern.yaml"))))
+    for key, value in rows["sum"].items():
+        assert key == "rates" or modern[key] == value
+    assert modern["MODEL.FPN.NORM"] == plain.MODEL.FPN.NORM
+    assert modern["MODEL.RETINANET.NORM"] == plain.MODEL.RETINANET.NORM
 
 
 @pytest.mark.parametrize("name", ZOO)

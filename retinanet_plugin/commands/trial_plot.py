@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 
 
 def mean_and_range(values: Sequence[float]) -> str:
-    """Such as ``27.2 (26.8 to 27.6)``."""
+    """Such as ``27.2 (26.8 to 27.6)``, or one value as it is."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
