@@ -377,6 +377,8 @@ def test_detections_of_equal_scores_are_the_same_in_any_order():
     other = Instances((50, 50), pred_boxes=moved, scores=scores - 0.1, pred_classes=classes)
     assert differences(found, other) == pytest.approx((0.1, 0.05), abs=1e-5)
     assert differences(found, found[:2]) == (math.inf, math.inf)
+    broken = Instances((50, 50), pred_boxes=boxes, scores=scores * math.nan, pred_classes=classes)
+    assert differences(found, broken) == (math.inf, math.inf)
     other.pred_classes = torch.tensor([0, 0, 0])
     assert differences(found, other) == (math.inf, math.inf)
 

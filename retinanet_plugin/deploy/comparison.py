@@ -109,7 +109,10 @@ def differences(expected: Instances, found: Instances) -> tuple[float, float]:
     score = pixels = 0.0
     for i in range(len(expected)):
         nearest = int(distances[i].argmin())
-        pixels = max(pixels, float(distances[i, nearest]))
-        score = max(score, float(abs(expected.scores[i] - found.scores[nearest])))
+        of_box = float(distances[i, nearest])
+        of_score = float(abs(expected.scores[i] - found.scores[nearest]))
+        if not (math.isfinite(of_box) and math.isfinite(of_score)):  # max() would pass over a NaN
+            return math.inf, math.inf
+        pixels, score = max(pixels, of_box), max(score, of_score)
         distances[:, nearest] = math.inf
-    return (score, pixels) if math.isfinite(pixels) else (math.inf, math.inf)
+    return score, pixels
