@@ -23,7 +23,8 @@ from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.deploy.formats import file_names, write_csv, write_yolo
 from retinanet_plugin.deploy.tiles import best_of_shared, detect_in_tiles
-from retinanet_plugin.deploy.videos import Video, mean_rate
+from retinanet_plugin.deploy.videos import Video, frames_of, mean_rate, open_video
+from retinanet_plugin.errors import UserError
 
 pytest.importorskip("supervision")
 
@@ -269,11 +270,22 @@ def test_broken_videos_are_named_and_the_rest_is_done(detector, tmp_path, capsys
         predict(detector, tmp_path / "*.avi", "--output", tmp_path / "out")
     warned = capsys.readouterr().err
     assert f"WARNING: the video {empty} cannot be read: convert it" in warned
-    assert re.search(rf"WARNING: the video {cut} ends after \d\.\d of 8\.0 seconds: its", warned)
+    assert re.search(rf"WARNING: the video {cut} ends after \d+ of 40 frames: its", warned)
     listed = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
     frames = Counter(image["path"] for image in listed)
     assert frames[str(whole)] == 40
     assert 10 < frames[str(cut)] < 30
+
+
+def test_only_a_file_that_counts_its_frames_can_lack_some(tmp_path):
+    """What is said of a .webm's frames is of its length, which its sound may have."""
+    paths = [tmp_path / "film.avi", tmp_path / "film.webm"]
+    for path, code in zip(paths, ("MJPG", "VP90")):
+        write_film(path, code)
+    counted, guessed = (open_video(str(path))._replace(num_frames=100) for path in paths)
+    assert sum(1 for _ in frames_of(guessed)) == 6
+    with pytest.raises(UserError, match=r"film\.avi ends after 6 of 100 frames"):
+        list(frames_of(counted))
 
 
 def test_the_rate_of_a_video_whose_frames_are_uneven(monkeypatch):

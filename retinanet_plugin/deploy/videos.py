@@ -14,7 +14,10 @@ from ..errors import UserError
 from .pictures import write_jpeg
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
-_CUT_OFF = 0.9  # a video that ends before this share of its time lacks its end
+# Whose files have the number of their frames; in others it is made up of a length, such as that of
+# the sound, and a rate.
+_WITH_COUNT = (".avi", ".m4v", ".mov", ".mp4")
+_CUT_OFF = 0.9  # a video with less than this share of its frames lacks its end
 
 # Of OpenCV, which is imported where it is needed: CAP_PROP_POS_MSEC, _FPS, _FRAME_COUNT.
 _MILLISECONDS, _RATE, _COUNT = 0, 5, 7
@@ -27,7 +30,7 @@ class Video(NamedTuple):
     width: int
     height: int
     rate: float  # frames per second
-    num_frames: int  # of ``rate`` in its time; 0: not known. Where the rate varies it has others
+    num_frames: int  # about; 0: not known
 
 
 def open_video(path: str) -> Video:
@@ -51,21 +54,17 @@ def frames_of(video: Video, start: int = 0) -> Iterator[np.ndarray]:
     Raises:
         UserError: after the last frame, if the file was cut off.
     """
-    capture, last = _capture(video.path), 0.0
+    capture, count = _capture(video.path), 0
     try:
-        for i in itertools.count():
-            if not capture.grab():
-                break
-            last = capture.get(_MILLISECONDS) / 1000
-            if i >= start:  # seeking is not exact in many files
+        while capture.grab():
+            if count >= start:  # seeking is not exact in many files
                 yield capture.retrieve()[1]
+            count += 1
     finally:
         capture.release()
-    seconds = video.num_frames / video.rate
-    end = last + 1 / video.rate
-    if end < _CUT_OFF * seconds:
+    if video.path.lower().endswith(_WITH_COUNT) and count < _CUT_OFF * video.num_frames:
         raise UserError(
-            f"the video {video.path} ends after {end:.1f} of {seconds:.1f} seconds: its file was "
+            f"the video {video.path} ends after {count} of {video.num_frames} frames: its file was "
             "cut off or is damaged"
         )
 
