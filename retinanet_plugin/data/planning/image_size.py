@@ -85,7 +85,7 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     reason = min(limits, key=lambda key: limits[key])
     edge = _rounded(limits[reason])
     if edge == _LEAST_EDGE:
-        reason = "the smallest that five levels of features make sense of"
+        reason = "smaller images would leave few cells to the coarser levels of features"
     return ImageSize(edge, _max_size(edge, aspect), reason, small * edge / native)
 
 
