@@ -36,9 +36,9 @@ def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
     aspect = median_aspect(facts)
     low, high = (round(scale * aspect, 2) for scale in _SCALES)
     reason = (
-        f"squares of images that are so many times as large as fits the square, and objects from "
-        f"{_SCALES[0]:g} to {_SCALES[1]:g} times as large as in evaluation: none is seen twice alike, "
-        "so that few are not learned by heart"
+        "squares of images that are so many times as large as fits the square, and objects "
+        f"{_SCALES[0]:g} to {_SCALES[1]:g} times as large as in evaluation: none is seen twice "
+        "alike, so that few are not learned by heart"
     )
     return [
         Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "the edge of the squares"),
