@@ -3,8 +3,7 @@
 import contextlib
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from .errors import UserError
@@ -56,8 +55,12 @@ def refuse_existing(*paths: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str) -> Iterator[None]:
-    """Within it, a folder is filled that was not there or empty, and is so again after an error.
+def new_folder(folder: str, paths: Sequence[str]) -> Iterator[None]:
+    """Within it, files are written into a folder that was not there or empty.
+
+    Args:
+        paths: all that is written, below ``folder``. After an error none of it is there, and what
+            others put there meanwhile stays.
 
     Raises:
         UserError: it has files, which may be the user's own, or is one.
@@ -75,10 +78,13 @@ def new_folder(folder: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            _empty(folder)
-            if not is_there:
-                os.rmdir(folder)
+        for path in paths:
+            with contextlib.suppress(OSError):  # it would hide the error that is told
+                os.unlink(os.path.join(folder, path))
+        folders = sorted({os.path.dirname(path) for path in paths} - {""})
+        for path in [*folders, *([] if is_there else [""])]:
+            with contextlib.suppress(OSError):  # also of a folder that has files of others
+                os.rmdir(os.path.join(folder, path))
         raise
 
 
@@ -88,14 +94,6 @@ def remove_leftovers(folder: str) -> None:
         if re.fullmatch(rf"(.*\.pth|last_checkpoint)\.\d+{re.escape(_TEMPORARY)}", name):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(folder, name))
-
-
-def _empty(folder: str) -> None:
-    for entry in list(os.scandir(folder)):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry)
-        else:
-            os.unlink(entry)
 
 
 def _sync_folder(folder: str) -> None:

@@ -168,6 +168,25 @@ def test_a_plan_that_failed_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     assert not any((tmp_path / "empty").iterdir())
 
 
+def test_a_plan_that_failed_removes_nothing_of_others(tmp_path, monkeypatch):
+    """Such as a file that somebody saved there while steps were measured."""
+
+    def stop(*_):
+        (tmp_path / "plan/annotations/mine.txt").write_text("notes")
+        raise UserError("the reason")
+
+    monkeypatch.setattr(new, "measure_machine", stop)
+    assert "the reason" in fails(tmp_path / "plan", "--train", write_data(tmp_path / "data"))
+    assert [x.name for x in (tmp_path / "plan").rglob("*")] == ["annotations", "mine.txt"]
+
+
+def test_a_plan_writes_what_an_error_removes(tmp_path, measured):
+    data = write_data(tmp_path / "data")
+    main(["new", str(tmp_path / "plan"), "--train", data])
+    written = [x for x in (tmp_path / "plan").rglob("*") if x.is_file()]
+    assert sorted(x.relative_to(tmp_path / "plan").as_posix() for x in written) == list(new._FILES)
+
+
 def test_a_mistake_in_the_data_names_the_data(tmp_path):
     data = write_data(tmp_path / "data", box=(900, 10, 20, 20))
     text = fails(tmp_path / "plan", "--train", data)

@@ -40,6 +40,10 @@ _CPU_BUDGET, _GPU_BUDGET = 6 * 60.0, 60 * 60.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Of the first steps that are measured, before it is known which size is wanted.
 _DRAFT_EDGE = 256
+# All that is written into FOLDER.
+_FILES = (
+    "annotations/train.json", "annotations/val.json", "base.yaml", "config.yaml", "plan.html",
+)  # fmt: skip
 # Images on the plan's page, as the training sees them.
 _SHEET = 6
 # Classes whose counts are printed.
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if os.path.lexists(os.path.join(args.folder, "config.yaml")):
         raise UserError(f"{args.folder} has a plan already: delete it, or name another folder")
-    with new_folder(args.folder):
+    with new_folder(args.folder, _FILES):
         _plan(args, os.path.abspath(args.folder))
 
 
