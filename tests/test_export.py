@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,9 @@ from small_detector import write_small_detector
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands.export import roles_of
 from retinanet_plugin.data.images.read_image import read_image
-from retinanet_plugin.deploy.comparison import Comparison, differences
+from retinanet_plugin.deploy.comparison import Comparison, compare, differences
 from retinanet_plugin.deploy.exported_graph import exported_graph
 from retinanet_plugin.deploy.exports import write_program
 from retinanet_plugin.deploy.pictures import Preprocessing
@@ -232,6 +234,7 @@ def test_a_signal_after_openvino_is_heard(detector, tmp_path, clean_env):
 import signal, sys
 from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands.export import roles_of
 from retinanet_plugin.engine import stop_signals
 main(["export", "openvino", sys.argv[1], sys.argv[2]])
 Predictor(sys.argv[2])
@@ -250,6 +253,7 @@ import sys
 network = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"}
 sys.addaudithook(lambda event, args: print("tried", event, args) if event in network else None)
 from retinanet_plugin.__main__ import main
+from retinanet_plugin.commands.export import roles_of
 main(sys.argv[1:])
 print("telemetry:", sys.modules["openvino_telemetry"])
 """
@@ -266,6 +270,24 @@ print("telemetry:", sys.modules["openvino_telemetry"])
     assert "Average Recall" not in ran.stdout
     assert "tried" not in ran.stdout
     assert "telemetry: None" in ran.stdout
+
+
+def test_images_without_truth_give_the_ranges_and_those_with_it_are_compared(detector, tmp_path):
+    """As plans have it: images to train on and for validation in one folder."""
+    truth = json.loads((detector.folder / "truth.json").read_text())
+    kept = {image["id"] for image in truth["images"][:2]}
+    truth["images"] = [x for x in truth["images"] if x["id"] in kept]
+    truth["annotations"] = [x for x in truth["annotations"] if x["image_id"] in kept]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    names = [str(path) for path in detector.files]
+    known = [name for name in names if Path(name).name in {x["file_name"] for x in truth["images"]}]
+
+    compared, ranged = roles_of(names, str(tmp_path / "val.json"), [])
+    assert (len(known), compared) == (2, known)
+    assert ranged == [name for name in names if name not in known]
+    assert roles_of(known, str(tmp_path / "val.json"), []) == (known, known)
+    with pytest.raises(UserError, match="is not one of the images in"):
+        roles_of(ranged, str(tmp_path / "val.json"), [])
 
 
 def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
@@ -308,7 +330,7 @@ def test_mistakes_are_sentences(args, sentence, detector, tmp_path):
 
 def test_what_does_not_detect_the_same_is_not_left(detector, tmp_path, monkeypatch):
     def differs(*_):
-        return Comparison(1, 9, 8, math.inf, math.inf, (1.0, 1.0), None)
+        return Comparison(1, 9, 8, 1, 0, 0.0, 0.0, (1.0, 1.0), None)
 
     monkeypatch.setattr("retinanet_plugin.commands.export.compare", differs)
     monkeypatch.setattr("retinanet_plugin.commands.export.Predictor", str)
@@ -378,9 +400,50 @@ def test_detections_of_equal_scores_are_the_same_in_any_order():
     assert differences(found, other) == pytest.approx((0.1, 0.05), abs=1e-5)
     assert differences(found, found[:2]) == (math.inf, math.inf)
     broken = Instances((50, 50), pred_boxes=boxes, scores=scores * math.nan, pred_classes=classes)
-    assert differences(found, broken) == (math.inf, math.inf)
+    assert all(map(math.isnan, differences(found, broken)))
     other.pred_classes = torch.tensor([0, 0, 0])
     assert differences(found, other) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "told"),
+    [
+        ("aab bb", "aab bb", "5 detections in 2 images, the same within 0.0e+00"),
+        ("aab bb", "aa bbb", "5 detections in 2 images, PyTorch 5, others in 2 of 2 images"),
+        ("aab bb", "abb bb", "5 detections in 2 images, PyTorch 5, others in 1 of 2 images"),
+        ("aab bb", "aab bx", "5 detections in 2 images, PyTorch 5, NaN in 1 of 2 images"),
+        (
+            "aab bb",
+            "a xx",
+            "3 detections in 2 images, PyTorch 5, others in 1 of 2 images, NaN in 1",
+        ),
+    ],
+)
+def test_what_is_not_the_same_is_told(expected, found, told):
+    """A letter is a detection of this class, x one whose box is NaN."""
+
+    def detections(letters):
+        boxes = [[i, 0.0, i + 1, math.nan if x == "x" else 1] for i, x in enumerate(letters)]
+        return Instances(
+            (9, 9),
+            pred_boxes=Boxes(torch.tensor(boxes)),
+            scores=torch.full((len(letters),), 0.5),
+            pred_classes=torch.tensor(["ab".find(x) % 2 for x in letters]),
+        )
+
+    images = [np.zeros((9, 9, 3), np.uint8)] * 2
+    of_torch, of_export = map(detections, expected.split()), map(detections, found.split())
+    network = SimpleNamespace(
+        preprocessing=SimpleNamespace(prepare=lambda image: image),
+        detect=lambda batch: [next(of_torch)],
+    )
+    comparison = compare(network, lambda batch: [next(of_export)], images)
+    assert str(comparison).startswith(told)
+    if expected == found:
+        comparison.refuse_unless_equal("model.onnx")
+    else:
+        with pytest.raises(UserError, match=r"model.onnx would not detect the same \("):
+            comparison.refuse_unless_equal("model.onnx")
 
 
 def test_anchors_that_a_file_does_not_describe_are_refused(small_cfg):

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"images to compare with, the first {_MOST_COMPARED}; for --int8 also to calibrate",
     )
     parser.add_argument(
-        "--truth", default="", metavar="FILE", help="annotations of --images, for AP on all of them"
+        "--truth", default="", metavar="FILE", help="annotations of some of --images: AP on these"
     )
     parser.add_argument("--int8", action="store_true", help="with openvino: 8-bit integers")
     parser.add_argument(
@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> None:
     config, weights = args.config, args.weights
     cfg, class_names = read_config(config, weights, ()) if config else read_described(weights, ())
     cfg.MODEL.DEVICE = "cpu"
-    if args.truth:
-        Ids(args.truth, class_names).check([str(image) for image in images])
-    compared = images if args.truth else images[:_MOST_COMPARED]
+    compared, calibrating = roles_of(images, args.truth, class_names)
     with _no_file_after_errors(_written_files(args)):
         if args.format == "detectron2":
             write_detectron2(cfg, args.output)
@@ -68,11 +66,32 @@ def run(args: argparse.Namespace) -> None:
         elif args.format == "torch":
             write_program(network, args.output)
         elif args.format == "openvino":
-            write_openvino(network, args.output, images[:_MOST_CALIBRATED] if args.int8 else [])
+            write_openvino(network, args.output, calibrating if args.int8 else [])
         comparison = compare(network, Predictor(args.output), compared, args.truth)
         if not args.int8:
             comparison.refuse_unless_equal(args.output)
     print(f"wrote {args.output}: {comparison}")
+
+
+def roles_of(
+    images: list[Source], truth: str, class_names: list[str]
+) -> tuple[list[Source], list[Source]]:
+    """Those to compare detections in, and those whose values have the ranges of 8 bits.
+
+    Images of the annotation file ``truth`` are compared, all of them, and give no ranges if there
+    are others, so that AP is of images that are new to the network.
+
+    Raises:
+        UserError: the file has none of the images, or cannot be read.
+    """
+    if not truth:
+        return images[:_MOST_COMPARED], images[:_MOST_CALIBRATED]
+    ids = Ids(truth, class_names)
+    compared = [image for image in images if ids.has(str(image))]
+    if not compared:
+        ids.check([str(image) for image in images])
+    others = [image for image in images if not ids.has(str(image))]
+    return compared, (others or images)[:_MOST_CALIBRATED]
 
 
 def _written_files(args: argparse.Namespace) -> list[str]:

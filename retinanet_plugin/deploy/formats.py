@@ -85,6 +85,10 @@ class Ids:
                     "annotation file of these images"
                 )
 
+    def has(self, path: str) -> bool:
+        """Whether the annotation file has this image."""
+        return self._known(path) is not None
+
     def image_id(self, number: int, record: Record) -> Any:
         return self._known(record["path"]) if self._truth else number
 
