@@ -24,8 +24,10 @@ class Comparison(NamedTuple):
 
     num_images: int
     num_detections: int  # of PyTorch
-    num_others: int  # of the exported model
-    score: float  # the largest difference; infinite where an image has others
+    num_found: int  # of the exported model
+    unlike: int  # images in which it detects another number, or other classes
+    broken: int  # images with NaN in what either detects
+    score: float  # the largest difference in the other images
     pixels: float
     seconds: tuple[float, float]  # of PyTorch, and of the exported model: medians
     precisions: tuple[float, float] | None  # AP in percent, of both; None: there was no truth
@@ -35,7 +37,8 @@ class Comparison(NamedTuple):
         Raises:
             UserError: the model detects something else.
         """
-        if not (self.score <= _MOST_SCORE and self.pixels <= _MOST_PIXELS):
+        is_equal = self.score <= _MOST_SCORE and self.pixels <= _MOST_PIXELS
+        if self.unlike or self.broken or not is_equal:
             raise UserError(
                 f"{path} would not detect the same ({self}), and is not kept: report it with your "
                 "config"
@@ -43,13 +46,15 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         before, after = self.seconds
-        found = (
-            f"{self.num_detections:,} detections in {self.num_images} images, the same within "
-            f"{self.score:.1e} in score and {self.pixels:.1e} px"
-            if math.isfinite(self.score)
-            else f"{self.num_others:,} detections in {self.num_images} images, and PyTorch has "
-            f"{self.num_detections:,}"
-        )
+        found = f"{self.num_found:,} detections in {self.num_images} images, "
+        if self.unlike or self.broken:
+            found += f"PyTorch {self.num_detections:,}"
+            if self.unlike:
+                found += f", others in {self.unlike} of {self.num_images} images"
+            if self.broken:
+                found += f", NaN in {self.broken} of {self.num_images} images"
+        else:
+            found += f"the same within {self.score:.1e} in score and {self.pixels:.1e} px"
         found += f"; {after:.3f} s an image, PyTorch {before:.3f} s"
         if self.precisions:
             found += f"; AP {self.precisions[1]:.1f}, PyTorch {self.precisions[0]:.1f}"
@@ -71,7 +76,7 @@ def compare(
     if not images:
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
-    score = pixels = 0.0
+    unequal: list[tuple[float, float]] = []
     both: tuple[list[Instances], list[Instances]] = [], []
     times: tuple[list[float], list[float]] = [], []
     for image in images:
@@ -83,8 +88,11 @@ def compare(
         times[1].append(time.perf_counter() - middle)
         both[0].append(expected)
         both[1].append(found)
-        of_image = differences(expected, found)
-        score, pixels = max(score, of_image[0]), max(pixels, of_image[1])
+        unequal.append(differences(expected, found))
+    like = [of_image for of_image in unequal if math.isfinite(of_image[0])]
+    score, pixels = map(max, zip((0.0, 0.0), *like))
+    unlike = sum(math.isinf(of_image[0]) for of_image in unequal)
+    broken = len(unequal) - len(like) - unlike
     medians = (statistics.median(times[0]), statistics.median(times[1]))
     counts = [sum(map(len, found)) for found in both]
     precisions = None
@@ -92,14 +100,17 @@ def compare(
         files = [str(image) for image in images]
         before, after = (average_precision(truth, files, x, network.class_names) for x in both)
         precisions = before, after
-    return Comparison(len(images), counts[0], counts[1], score, pixels, medians, precisions)
+    return Comparison(
+        len(images), counts[0], counts[1], unlike, broken, score, pixels, medians, precisions
+    )
 
 
 def differences(expected: Instances, found: Instances) -> tuple[float, float]:
     """The largest in score and in pixels between detections and their counterparts.
 
     That is the nearest box of the class that is no other's: of scores that are equal but for
-    rounding, either can come first.
+    rounding, either can come first. Both are infinite if the numbers or classes are others, and
+    NaN if a box or score is.
     """
     if len(expected) != len(found):
         return math.inf, math.inf
@@ -111,7 +122,9 @@ def differences(expected: Instances, found: Instances) -> tuple[float, float]:
         nearest = int(distances[i].argmin())
         of_box = float(distances[i, nearest])
         of_score = float(abs(expected.scores[i] - found.scores[nearest]))
-        if not (math.isfinite(of_box) and math.isfinite(of_score)):  # max() would pass over a NaN
+        if math.isnan(of_box) or math.isnan(of_score):  # max() would pass over it
+            return math.nan, math.nan
+        if math.isinf(of_box):
             return math.inf, math.inf
         pixels, score = max(pixels, of_box), max(score, of_score)
         distances[:, nearest] = math.inf
