@@ -64,6 +64,8 @@ def main() -> None:
 def named_folder(text: str) -> tuple[str, str]:
     """The type of an option that is a name and a folder."""
     name, _, folder = text.partition("=")
+    if not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
     return name, os.path.abspath(folder)
 
 
@@ -99,7 +101,7 @@ def write_table(trials: Trials, names: list[str], sets: list[str], output: str) 
     """Markdown: mean and range over the seeds, the gain over the first row, with averaged weights
     and with voting, the learning rate, and the time of a step, which means something where
     trainings did not share a device."""
-    titles = "AP, mean (range) | gain | EMA | voting | learning rate | ms a step"
+    titles = "AP, mean (range) | gain | averaged weights | voting | learning rate | ms a step"
     lines = []
     for data in sets:
         lines += [f"| {data} | {titles} |", "|---" * 7 + "|"]
