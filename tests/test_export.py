@@ -227,6 +227,19 @@ def test_openvino_detects_the_same(detector, tmp_path):
         Predictor(path)
 
 
+def test_openvino_that_was_not_written_leaves_nothing(detector, tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+
+    def stop(model, path, **_):
+        Path(path).write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(openvino, "save_model", stop)
+    with pytest.raises(SystemExit, match=r"error: .*model.xml cannot be written .*No space left"):
+        export("openvino", detector.weights, tmp_path / "model.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_signal_after_openvino_is_heard(detector, tmp_path, clean_env):
     """OpenVINO leaves a stack for signals behind, in memory that it takes back."""
     pytest.importorskip("openvino")
@@ -234,7 +247,6 @@ def test_a_signal_after_openvino_is_heard(detector, tmp_path, clean_env):
 import signal, sys
 from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.commands.export import roles_of
 from retinanet_plugin.engine import stop_signals
 main(["export", "openvino", sys.argv[1], sys.argv[2]])
 Predictor(sys.argv[2])
@@ -253,7 +265,6 @@ import sys
 network = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request"}
 sys.addaudithook(lambda event, args: print("tried", event, args) if event in network else None)
 from retinanet_plugin.__main__ import main
-from retinanet_plugin.commands.export import roles_of
 main(sys.argv[1:])
 print("telemetry:", sys.modules["openvino_telemetry"])
 """

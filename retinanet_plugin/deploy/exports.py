@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -105,13 +106,15 @@ def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) 
             model = in_a_thread(_quantized, model, network, graph.divisor, calibration)
     model.set_rt_info(json.dumps(describe(network, graph)), NOTES)
     stem = os.path.splitext(path)[0]
-    unfinished = f"{stem}.unfinished.xml"
+    folder = os.path.dirname(path) or "."
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        openvino.save_model(model, unfinished, compress_to_fp16=False)
-        # The .xml comes last: where it is, the weights are.
-        os.replace(f"{stem}.unfinished.bin", f"{stem}.bin")
-        os.replace(unfinished, path)
+        os.makedirs(folder, exist_ok=True)
+        # Beside it: a move within a disk is whole or not done. What is unfinished goes with it.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+            openvino.save_model(model, f"{unfinished}/model.xml", compress_to_fp16=False)
+            # The .xml comes last: where it is, the weights are.
+            os.replace(f"{unfinished}/model.bin", f"{stem}.bin")
+            os.replace(f"{unfinished}/model.xml", path)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written ({error}): make room, or correct it") from error
 
