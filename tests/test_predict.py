@@ -23,7 +23,7 @@ from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.deploy.formats import file_names, write_csv, write_yolo
 from retinanet_plugin.deploy.tiles import best_of_shared, detect_in_tiles
-from retinanet_plugin.deploy.videos import Video, frames_of, mean_rate, open_video
+from retinanet_plugin.deploy.videos import Camera, Video, frames_of, mean_rate, open_video
 from retinanet_plugin.errors import UserError
 
 pytest.importorskip("supervision")
@@ -326,7 +326,17 @@ class StandInCamera:
         return True, np.full((96, 128, 3), 40 * self.frames, np.uint8)
 
     def release(self):
-        pass
+        self.is_released = True
+
+
+def test_a_camera_is_given_back_after_an_error(tmp_path, monkeypatch):
+    capture = StandInCamera(0)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture)
+    frames = Camera(0, str(tmp_path)).frames()
+    next(frames)
+    with pytest.raises(RuntimeError, match="of the detector"):
+        frames.throw(RuntimeError("of the detector"))
+    assert capture.is_released
 
 
 def test_a_camera_until_ctrl_c(detector, tmp_path, monkeypatch, capsys):
@@ -342,6 +352,8 @@ def test_a_camera_until_ctrl_c(detector, tmp_path, monkeypatch, capsys):
         assert [image["path"] for image in listed] == list(map(str, kept))
         assert len(list((tmp_path / "out/images").iterdir())) == count
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(SystemExit, match="error: 2 cameras are given, and each is looked at until"):
+        predict(detector, "0", "1", "--output", tmp_path / "other")
     with pytest.raises(SystemExit, match="error: the camera 3 gives no picture: connect it"):
         predict(detector, "3", "--output", tmp_path / "other")
     truth = detector.folder / "truth.json"

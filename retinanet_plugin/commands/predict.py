@@ -130,6 +130,11 @@ def _cameras(args: argparse.Namespace, inputs: Inputs) -> list[Camera]:
         raise UserError(
             "--truth has the ids of files, and a camera's frames have none: leave it out"
         )
+    if len(inputs.cameras) > 1:
+        raise UserError(
+            f"{len(inputs.cameras)} cameras are given, and each is looked at until Ctrl-C: start "
+            "predict once for each, with an --output of its own"
+        )
     if inputs.cameras and torchrun.num_processes() > 1:
         raise UserError("a camera is read by one process: start predict without torchrun")
     folder = os.path.abspath(args.output)

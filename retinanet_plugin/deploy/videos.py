@@ -111,15 +111,17 @@ class Camera:
 
         What the camera shows while nobody asks for the next frame is left out.
         """
-        with _ctrl_c_noted() as was_pressed:
-            for i in itertools.count(len(self.kept())):
-                is_there, frame = self._capture.read()
-                if not is_there or was_pressed.is_set():
-                    break
-                path = os.path.join(self.folder, f"camera-{self.number}_{i:06d}.jpg")
-                write_jpeg(path, frame)
-                yield path
-        self._capture.release()
+        try:
+            with _ctrl_c_noted() as was_pressed:
+                for i in itertools.count(len(self.kept())):
+                    is_there, frame = self._capture.read()
+                    if not is_there or was_pressed.is_set():
+                        break
+                    path = os.path.join(self.folder, f"camera-{self.number}_{i:06d}.jpg")
+                    write_jpeg(path, frame)
+                    yield path
+        finally:
+            self._capture.release()
 
 
 @contextlib.contextmanager
