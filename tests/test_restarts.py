@@ -34,7 +34,9 @@ def start(tmp_path, monkeypatch):
         monkeypatch.setattr(restarts, "num_processes", lambda: 1 + len(others))
         own = restarts._agent()
         names = [own, *(own.replace(agent, other) for other in others)]
-        monkeypatch.setattr(restarts, "receive", lambda name, sender: names[sender])
+        begun = [(tmp_path / "logs" / x / restarts._BEGUN).exists() for x in (agent, *others)]
+        sent = {restarts._AGENT: names, restarts._BEGUN: begun}
+        monkeypatch.setattr(restarts, "receive", lambda name, sender: sent[name][sender])
         group = SimpleNamespace(all_gather=lambda name: names, is_main_process=lambda: True)
         monkeypatch.setattr(restarts, "comm", group)
 
@@ -141,8 +143,18 @@ def test_a_mistake_is_told_once(start):
     assert not mistake_was_told()
 
 
-def test_a_mistake_after_a_restart_may_be_a_machines(start):
+def test_a_mistake_after_a_training_has_begun_may_be_a_machines(cfg, start):
+    """Also where an agent has joined it since, after which PyTorch counts no restart."""
+    start("first")
+    note_training(cfg.OUTPUT_DIR)
+    for agents in (("first",), ("second", "first"), ("first", "second")):
+        start(*agents)
+        note_told_mistake()
+        assert not mistake_was_told()
+
+
+def test_a_mistake_is_told_once_after_a_restart_without_a_training(start):
+    """Of which a machine was the cause."""
     start("first", count=1)
     note_told_mistake()
-    start("first", count=2)
-    assert not mistake_was_told()
+    assert mistake_was_told()

@@ -66,30 +66,24 @@ def _by_first_process(function: Callable[[], Result]) -> Result:
             leave it to the first one to say why. Once it is said, so do all that torchrun starts
             anew: it does not know that they fail again.
     """
-    if mistake_was_told():
-        sys.exit(1)
     if not is_first_process():
         introduce()
         result, status = receive(_PREPARED)
         if status is None:
             return result
-        _note_if_mistake(status)
         if status:
             wait_to_be_ended()  # torchrun names the process that ends first
         sys.exit(status)
     try:
+        if mistake_was_told():
+            sys.exit(1)
         result = function()
     except (Exception, SystemExit) as error:
         code = getattr(error, "code", 1)
         status = code if isinstance(code, int) else 1
-        _note_if_mistake(status)
         send(_PREPARED, (None, status))
-        wait_until_received(_PREPARED, _SLOWEST_S)
+        if wait_until_received(_PREPARED, _SLOWEST_S) and 0 < status < _BY_SIGNAL:
+            note_told_mistake()
         raise
     send(_PREPARED, (result, None))
     return result
-
-
-def _note_if_mistake(status: int) -> None:
-    if 0 < status < _BY_SIGNAL:
-        note_told_mistake()

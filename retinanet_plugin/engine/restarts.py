@@ -22,7 +22,7 @@ from .torchrun import is_torchrun, num_processes, receive, send
 
 logger = logging.getLogger("detectron2.trainer")
 
-_AGENT = "agent"
+_AGENT, _BEGUN = "agent", "training-has-begun"
 _RECORDED = ".torchrun"  # in OUTPUT_DIR: the agents of the training there, one a line
 _TOLD = "mistake-was-told"
 # A disk of the network lets go of a file that a lost machine has locked: NFS, after 90 seconds.
@@ -32,6 +32,7 @@ _UNTIL_FREE_S = 150.0
 def introduce() -> None:
     """Tell the first process which agent has started this one, before there is a group."""
     send(_AGENT, _agent())
+    send(_BEGUN, _may_have_begun())
 
 
 def note_training(output_dir: str) -> None:
@@ -39,6 +40,7 @@ def note_training(output_dir: str) -> None:
 
     To be called in all processes, which are a group by now.
     """
+    _touch(_BEGUN)
     agents = set(comm.all_gather(_agent()))
     if comm.is_main_process():
         _record(output_dir, agents)
@@ -75,15 +77,17 @@ def goes_on_after_restart(cfg: CfgNode) -> bool:
 def note_told_mistake() -> None:
     """Let :func:`mistake_was_told` know that nothing is to be tried again.
 
-    What fails after a restart may be a machine's, such as a disk that is away: that is tried again.
+    What fails after a training has begun may be a machine's, such as a disk that is away: that is
+    tried again. PyTorch's count of restarts does not tell: it is 0 after an agent has joined. To be
+    called in the first process, when all others have called :func:`introduce`.
     """
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and (folder := _agent_folder()):
-        with contextlib.suppress(OSError):  # it will be told again
-            Path(folder, _TOLD).touch()
+    others = (receive(_BEGUN, sender) for sender in range(1, num_processes()))
+    if not (_may_have_begun() or any(others)):
+        _touch(_TOLD)
 
 
 def mistake_was_told() -> bool:
-    """Whether processes of this agent ended because of a mistake in the command or config."""
+    """Whether a first process of this agent ended because of a mistake in command or config."""
     return bool((folder := _agent_folder()) and Path(folder, _TOLD).exists())
 
 
@@ -91,6 +95,17 @@ def _record(output_dir: str, agents: set[str]) -> None:
     path, content = os.path.join(output_dir, _RECORDED), "\n".join(sorted(agents - {""})).encode()
     if content or os.path.exists(path):
         write_whole_file(path, lambda file: file.write(content))
+
+
+def _may_have_begun() -> bool:
+    """Whether a training of this agent has; True where that cannot be told."""
+    return not (folder := _agent_folder()) or Path(folder, _BEGUN).exists()
+
+
+def _touch(name: str) -> None:
+    if folder := _agent_folder():
+        with contextlib.suppress(OSError):  # a mistake is told again
+            Path(folder, name).touch()
 
 
 def _agent() -> str:

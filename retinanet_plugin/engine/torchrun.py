@@ -126,13 +126,18 @@ def receive(name: str, sender: int = 0) -> Any:
     return pickle.loads(message)
 
 
-def wait_until_received(name: str, seconds: float) -> None:
-    """Wait until all other processes have received what this one has sent, but not for long."""
+def wait_until_received(name: str, seconds: float) -> bool:
+    """Wait until all other processes have received what this one has sent, but not for long.
+
+    Returns:
+        whether they have.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if _store_of_all().add(f"{name}: received", 0) == num_processes() - 1:
-            return
+            return True
         time.sleep(_POLL_S)
+    return False
 
 
 def is_first_to_fail() -> bool:
