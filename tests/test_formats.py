@@ -614,6 +614,8 @@ def test_a_table_of_other_columns_is_told(tmp_path):
     for place in (path, tmp_path):
         assert 'a.csv begins with "filename, x, y, width, height, class"' in message(place)
     assert "write image_path,xmin,ymin,xmax,ymax,label into its first line" in message(path)
+    write(path, "")
+    assert "a.csv has no known columns of boxes: write image_path,xmin" in message(path)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.xml"])
@@ -628,6 +630,10 @@ def test_labels_that_are_nearly_yolo_are_told(tmp_path):
     write(tmp_path / "labels/a.txt", "cat 0.5 0.5 0.2 0.4\n")
     text = message(tmp_path)
     assert 'labels/a.txt is "cat 0.5 0.5 0.2 0.4": write the number of the class' in text
+    write(tmp_path / "log.csv", "epoch,loss\n1,0.5\n")  # is not meant as annotations
+    assert message(tmp_path) == text
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.4\n", "utf-16")
+    assert "labels/a.txt is in UTF-16" in message(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".json"])
@@ -639,7 +645,21 @@ def test_empty_files_of_images_are_told(tmp_path, suffix):
     assert len(read_dataset(tmp_path).images) == 1
     write(tmp_path / f"b{suffix}", "")
     write(tmp_path / f"c{suffix}", "")
-    assert f"b{suffix} is empty (1 more like it): export it again" in message(tmp_path)
+    assert f"b{suffix} is empty, cut off or of another kind (1 more like it), and" in message(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("content", ["\n", "\ufeff", '<?xml version="1.0"?>\n<an', "<project/>"])
+def test_xml_that_is_no_annotation_is_not_left_out(tmp_path, content):
+    write(tmp_path / "a.xml", voc((2, 3, 4, 6)))
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
+    write(tmp_path / "b.xml", content)
+    assert "b.xml is empty, cut off or of another kind, and lies among" in message(tmp_path)
+    (tmp_path / "b.xml").unlink()
+    write(tmp_path / "notes/b.xml", content)  # in another folder, it is of no image
+    assert read_dataset(tmp_path).images
 
 
 def test_links_in_a_circle_end(tmp_path):

@@ -3,7 +3,6 @@
 import codecs
 import os
 from collections.abc import Sequence
-from itertools import chain
 
 from ..findings import shown
 from .csv_table import COLUMNS, first_cells
@@ -11,7 +10,7 @@ from .recognize import Contents
 from .yolo import label_file
 
 _BEGINNING = 200
-_SUFFIXES = (".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
+_TABLES, _OTHERS = (".csv", ".tsv"), (".json", ".xml", ".yaml", ".yml")
 
 
 def near_miss(contents: Contents) -> str:
@@ -20,36 +19,57 @@ def near_miss(contents: Contents) -> str:
     Args:
         contents: of a folder without annotations.
     """
-    for path in chain(*(contents.others.get(suffix, []) for suffix in _SUFFIXES)):
+    tables, others = (
+        [path for suffix in suffixes for path in contents.others.get(suffix, [])]
+        for suffixes in (_TABLES, _OTHERS)
+    )
+    labels = list(filter(None, map(label_file, contents.images)))
+    for path in [*labels, *tables, *others]:
         if _is_utf16(path):
             return f"{path} is in UTF-16, as Excel and Windows write texts: save it as UTF-8"
-    for path in [*contents.others.get(".csv", []), *contents.others.get(".tsv", [])]:
-        columns = ", ".join(first_cells(path))
+    # Labels are of their images; a table may be of anything.
+    if label := next(filter(_first_line, labels), None):
         return (
-            f"{path} begins with {shown(columns)}, which are no known columns of boxes: write "
-            f"{','.join(COLUMNS)} into its first line, corners in pixels below"
+            f"line 1 of {label} is {shown(_first_line(label))}: write the number of the class, x "
+            "and y of the centre, width and height, with spaces between, as YOLO has them"
         )
-    for path in filter(None, map(label_file, contents.images)):
-        line = _first_line(path)
-        if line:
-            return (
-                f"line 1 of {path} is {shown(line)}: write the number of the class, x and y of the "
-                "centre, width and height, with spaces between, as YOLO has them"
-            )
+    if table := next(iter(tables), None):
+        columns = ", ".join(first_cells(table))
+        found = f"begins with {shown(columns)}, which are" if columns else "has"
+        return (
+            f"{table} {found} no known columns of boxes: write {','.join(COLUMNS)} into its first "
+            "line, corners in pixels below"
+        )
     return ""
 
 
-def empty_files(paths: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Those of ``others`` that have no content, in the folders of ``paths``."""
+def broken_files(paths: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of ``others``, files of no format, that are meant as one of ``paths``.
+
+    That is, in their folders: any .xml, since each of Pascal VOC is of an image, and other files
+    without content.
+    """
     folders = {os.path.dirname(path) for path in paths}
-    return [x for x in others if os.path.dirname(x) in folders and os.path.getsize(x) == 0]
+    return [
+        path
+        for path in others
+        if os.path.dirname(path) in folders
+        and (path.lower().endswith(".xml") or not _first_line(path))
+    ]
 
 
 def _is_utf16(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return _beginning(path).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _first_line(path: str) -> str:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return file.read(_BEGINNING).strip().partition("\n")[0]
+    return _beginning(path).decode("utf-8-sig", "replace").strip().partition("\n")[0]
+
+
+def _beginning(path: str) -> bytes:
+    """Nothing of a file that may not be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_BEGINNING)
+    except OSError:
+        return b""

@@ -13,7 +13,7 @@ from .coco import read_coco_file
 from .createml import read_createml
 from .csv_table import read_csv_table
 from .labelme import read_labelme
-from .near_misses import empty_files, near_miss
+from .near_misses import broken_files, near_miss
 from .recognize import (
     COCO,
     CREATEML,
@@ -79,7 +79,7 @@ def read_dataset(path: str, image_folder: str | None = None) -> AnnotatedImages:
     if kind in (YOLO, YOLO_FOLDER):
         dataset = _read_yolo(kind, files, contents, image_folder)
     elif kind in _OF_FOLDERS:
-        _check_no_empty(files, contents)
+        _check_no_broken(files, contents)
         folders = [
             list(group) for _, group in groupby(sorted(files, key=os.path.split), os.path.dirname)
         ]
@@ -138,13 +138,16 @@ def _only_format(contents: Contents, path: str) -> str:
     raise UserError(f"{path} has no annotations: looked for {_LOOKED_FOR}, and found {what}")
 
 
-def _check_no_empty(files: Sequence[str], contents: Contents) -> None:
-    """Refuse files without content among those of which each is of an image."""
+def _check_no_broken(files: Sequence[str], contents: Contents) -> None:
+    """Refuse wreckage among files of which each is of an image, which would be missing."""
     suffix = os.path.splitext(files[0])[1].lower()
-    empty = empty_files(files, contents.others.get(suffix, []))
-    if empty:
-        more = f" ({len(empty) - 1:,} more like it)" if len(empty) > 1 else ""
-        raise UserError(f"{empty[0]} is empty{more}: export it again, or remove it")
+    broken = broken_files(files, contents.others.get(suffix, []))
+    if broken:
+        more = f" ({len(broken) - 1:,} more like it)" if len(broken) > 1 else ""
+        raise UserError(
+            f"{broken[0]} is empty, cut off or of another kind{more}, and lies among annotations: "
+            "export it again, or remove it"
+        )
 
 
 def _to_name(contents: Contents, kind: str) -> str:
