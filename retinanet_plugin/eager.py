@@ -34,5 +34,5 @@ def is_transformed() -> bool:
 
 def is_recomputed() -> bool:
     """Whether a backward is running, so that a forward is one that ``torch.utils.checkpoint``
-    repeats: it is to give what it gave, and to count nothing twice."""
-    return torch._C._current_graph_task_id() != -1
+    repeats, and is to count nothing twice. Not told within ``torch.compile``."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

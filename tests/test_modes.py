@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from retinanet_plugin import ModularRetinaNet
 from retinanet_plugin.execution.cpu_conv import context
+from retinanet_plugin.losses.normalizer import NormalizedLosses
 
 try:
     from detectron2.export import TracingAdapter
@@ -344,6 +345,19 @@ def test_compiled_from_outside(model):
         compiled = torch.compile(Network(model.eval()), backend="eager", fullgraph=True)
         for found, expected in zip(compiled(images), Network(model)(images)):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_training_step_around_the_losses_compiles_into_one_graph():
+    torch._dynamo.reset()
+    model, compiled_model = NormalizedLosses(), NormalizedLosses()
+
+    def loss(model, x):
+        return model.normalized({"loss": (x.sum(), None)}, (x > 0).sum())["loss"]
+
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    for x in (torch.ones(10), torch.ones(3)):
+        assert compiled(compiled_model, x) == loss(model, x)
+    assert compiled_model.loss_normalizer == model.loss_normalizer != 100.0
 
 
 @pytest.mark.parametrize("gains", [True, False])

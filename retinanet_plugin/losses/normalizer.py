@@ -22,6 +22,10 @@ class NormalizedLosses(nn.Module):
     The batch is that of all processes that train together, and of all forwards in
     :meth:`accumulating`: gradients are those of one process that computes it at once. Since
     DistributedDataParallel averages the gradients of P processes, each divides by a P-th of it.
+
+    A forward that ``torch.utils.checkpoint`` repeats divides by the average as it is by then. That
+    is what it divided by if its backward comes before the next forward, as in trainers; of two
+    forwards with one backward, the gradients of the first are off by what the second changed.
     """
 
     loss_normalizer: Tensor
