@@ -17,6 +17,7 @@ from conftest import ROOT
 from detectron2.engine.hooks import PeriodicWriter
 
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.checkpoints.metrics_file import cut_metrics, take_out_metrics
 from retinanet_plugin.engine.output_lock import refuse_if_in_use
 from retinanet_plugin.engine.resume import check_run
 from retinanet_plugin.errors import UserError
@@ -161,6 +162,17 @@ def test_metrics_are_those_of_a_training_that_was_not_interrupted(
         (tmp_path / "metrics.json").write_text(lines + '{"cut off": ')
         train(cfg, resume=True)
         assert noted(tmp_path) == whole
+
+
+def test_lines_of_others_stay_in_the_metrics(tmp_path):
+    """A line that was not written to its end does not."""
+    path = tmp_path / "metrics.json"
+    others = '{"of_my_hook": 3.5}\n"text"\n{"iteration": "3"}\nno JSON\n\n'
+    path.write_text(others + '{"iteration": 3, "a": 1}\n{"iteration": 2, "a": 1, "b": 2}\n{"of_')
+    take_out_metrics(str(path), 2, {"b"})
+    assert path.read_text() == others + '{"iteration": 3, "a": 1}\n{"a": 1, "iteration": 2}\n'
+    cut_metrics(str(path), 3)
+    assert path.read_text() == others + '{"a": 1, "iteration": 2}\n'
 
 
 def test_new_values_are_used_and_said(cfg, said):

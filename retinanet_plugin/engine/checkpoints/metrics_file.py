@@ -1,4 +1,7 @@
-"""The lines of metrics.json that stay when a training goes on: what is noted again goes out."""
+"""The lines of metrics.json that stay when a training goes on: what is noted again goes out.
+
+What is of no iteration, or no JSON, is somebody else's, and stays.
+"""
 
 import json
 import os
@@ -33,7 +36,7 @@ def _rewrite(path: str, change: Callable[[_Line], _Line]) -> None:
         return
     with open(path, "r+b") as file:  # which the writer has opened to append to it
         before = file.readlines()
-        after = [line for line in (_changed(line, change) for line in before) if line]
+        after = [_changed(line, change) for line in before if line.endswith(b"\n")]  # not cut off
         if after != before:
             file.seek(0)
             file.writelines(after)
@@ -41,13 +44,13 @@ def _rewrite(path: str, change: Callable[[_Line], _Line]) -> None:
 
 
 def _changed(line: bytes, change: Callable[[_Line], _Line]) -> bytes:
-    if not line.endswith(b"\n"):  # cut off by a kill
-        return b""
     try:
         content = json.loads(line)
         changed = change(content)
-    except (ValueError, TypeError, KeyError, AttributeError):  # of somebody else
-        return b""
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return line
+    if changed == content:
+        return line
     if not changed.keys() - {"iteration"}:
         return b""
-    return line if changed == content else json.dumps(changed, sort_keys=True).encode() + b"\n"
+    return json.dumps(changed, sort_keys=True).encode() + b"\n"
