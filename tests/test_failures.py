@@ -19,6 +19,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import check_image_size, read_image
+from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import COCOEvaluator, verify_results
 from PIL import Image
 from torch._utils import ExceptionWrapper
@@ -30,7 +31,9 @@ from torch.multiprocessing import (
 from torch.utils.data import DataLoader, Dataset
 
 from retinanet_plugin.engine import one_sentence_errors, stop_signals
+from retinanet_plugin.engine.failures import own_losses
 from retinanet_plugin.engine.failures.console import in_its_own_words, keep_console_readable
+from retinanet_plugin.engine.failures.own_losses import OwnLosses
 from retinanet_plugin.engine.failures.sentences import is_out_of_memory, sentence_of
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.head import split_anchors
@@ -375,6 +378,27 @@ def quiet(monkeypatch):
         monkeypatch.setattr(logger, "filters", [])
     keep_console_readable.cache_clear()
     keep_console_readable()
+
+
+@pytest.fixture
+def always_warn():
+    """Also of what PyTorch warns of once in a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_of_several_processes_are_read_without_a_warning(always_warn, monkeypatch):
+    written = []
+    monkeypatch.setattr(own_losses.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        SimpleTrainer, "_write_metrics", lambda trainer, losses: written.append(losses)
+    )
+    losses = {"loss_cls": torch.tensor(1.0, requires_grad=True)}
+    OwnLosses._write_metrics(OwnLosses.__new__(OwnLosses), losses)
+    assert written == [losses]
 
 
 @pytest.mark.usefixtures("quiet")

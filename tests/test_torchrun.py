@@ -299,23 +299,23 @@ def test_an_evaluation_is_that_of_two_processes_to_the_last_bit(
 # ------------------------------------------------------------------ failures
 
 
-def spoil_second_process():
-    """The loss of one of its images, in its second step."""
+def spoil(ranks):
+    """The loss of an image of each of these processes, in its second step."""
     mean = ModularRetinaNet.preprocess_image
 
-    def spoil(model, inputs):
+    def spoiled(model, inputs):
         images = mean(model, inputs)
-        if os.environ["RANK"] == "1" and get_event_storage().iter == 1:
+        if int(os.environ["RANK"]) in ranks and get_event_storage().iter == 1:
             images.tensor[0] = math.nan
         return images
 
-    ModularRetinaNet.preprocess_image = spoil
+    ModularRetinaNet.preprocess_image = spoiled
 
 
 def test_a_failure_is_told_once_with_its_process(options, torchrun, tmp_path):
     """Whose step is kept, of which the mean of all losses would not say whose it is."""
     argv = options(tmp_path, DATASETS__TEST=())
-    status, (printed, other) = torchrun(2, train, argv, spoil_second_process)
+    status, (printed, other) = torchrun(2, train, argv, partial(spoil, {1}))
     assert status == 1
     assert other.startswith("error: loss_cls is nan and loss_box_reg is nan in process 1 in itera")
     assert f"the step of process 1 is in {tmp_path}/failure-000001-rank1, look at it" in other
@@ -324,6 +324,16 @@ def test_a_failure_is_told_once_with_its_process(options, torchrun, tmp_path):
     assert len(list(tmp_path.glob("failure-*"))) == 1
     assert "error: " not in printed
     assert "stopped by" not in printed
+
+
+def test_losses_of_two_processes_that_are_not_finite_are_one_failure(options, torchrun, tmp_path):
+    argv = options(tmp_path, DATASETS__TEST=())
+    status, printed = torchrun(2, train, argv, partial(spoil, {0, 1}))
+    (folder,) = tmp_path.glob("failure-*")
+    (told,) = (line for line in "".join(printed).splitlines() if "error: " in line)
+    assert status == 1
+    assert f" is in {folder}, look at it" in told
+    assert f"in process {1 if folder.name.endswith('-rank1') else 0} in iteration 1" in told
 
 
 def fail_twice_with_agents_that_count_for_themselves():

@@ -24,7 +24,7 @@ class OwnLosses(SimpleTrainer):
         """
         if (
             comm.get_world_size() > 1
-            and not math.isfinite(sum(float(x) for x in losses.values()))
+            and not math.isfinite(sum(float(x.detach()) for x in losses.values()))
             and distributed_c10d._get_default_store().add(_CLAIMED, 1) == 1
         ):
             raise FloatingPointError("a loss of this process is infinite or NaN")
