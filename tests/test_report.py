@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from retinanet_plugin.report.detections.bootstrap import (
     match_at_all_thresholds,
     resampled_ap,
 )
-from retinanet_plugin.report.detections.boxes import MOST_DETECTIONS, best_first, read_truth
+from retinanet_plugin.report.detections.boxes import (
+    MOST_DETECTIONS,
+    Detections,
+    best_first,
+    read_truth,
+)
 from retinanet_plugin.report.detections.coco_metrics import METRICS, coco_metrics
 from retinanet_plugin.report.detections.errors import (
     KINDS,
@@ -111,6 +117,18 @@ def test_metrics_are_those_of_pycocotools(tmp_path, seed):
     matches = match_at_all_thresholds(detections, truth, overlaps)
     own = resampled_ap(detections, truth, matches, np.ones((1, len(truth.images)), int))[0]
     np.testing.assert_allclose(own, precision[..., 0, 2].mean(axis=1).T, atol=1e-12)
+
+
+def test_of_no_detections_everything_is_missed(tmp_path):
+    truth, *_ = random_files(tmp_path, 0)
+    none = Detections("none", *(np.empty(shape, int) for shape in (0, 0, (0, 4), 0)))
+    assert coco_metrics(none, truth).metrics["AP"] == 0
+
+
+def test_a_truth_with_fewer_boxes_than_classes_is_none(tmp_path):
+    truth, detections, _ = random_files(tmp_path, 0)
+    with pytest.raises(ValueError, match="zip"):
+        coco_metrics(detections, replace(truth, boxes=truth.boxes[:-1]))
 
 
 def test_both_libraries_say_the_same(tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,15 +36,13 @@ class CocoMetrics:
 def coco_metrics(detections: Detections, truth: Truth) -> CocoMetrics:
     """What COCO's evaluation of boxes says, with its thresholds, sizes and limits."""
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries tell their progress
-        coco = _coco(truth)
+        coco = _coco(truth, _annotations(truth))
         # Columns of COCO's arrays of results; ids count from 1 in both.
         results = np.column_stack(
             [detections.image + 1, detections.boxes, detections.scores, detections.classes + 1]
         )
         # Of no results, loadRes cannot tell of what kind they are.
-        found = (
-            coco.loadRes(results) if len(results) else _coco(replace(truth, boxes=truth.boxes[:0]))
-        )
+        found = coco.loadRes(results) if len(results) else _coco(truth, [])
         evaluation = COCOeval(coco, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -72,30 +71,29 @@ def _known(value: float) -> float | None:
     return None if value < 0 else float(value)
 
 
-def _coco(truth: Truth) -> COCO:
+def _coco(truth: Truth, annotations: list[dict[str, Any]]) -> COCO:
+    """The images and classes of the truth, with annotations."""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": i + 1} for i in range(len(truth.images))],
         "categories": [{"id": k + 1, "name": name} for k, name in enumerate(truth.class_names)],
-        "annotations": [
-            {
-                "id": i + 1,
-                "image_id": image + 1,
-                "category_id": k + 1,
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(is_crowd),
-            }
-            for i, (image, k, box, area, is_crowd) in enumerate(
-                zip(
-                    truth.image.tolist(),
-                    truth.classes.tolist(),
-                    truth.boxes.tolist(),
-                    truth.areas.tolist(),
-                    truth.is_crowd.tolist(),
-                )
-            )
-        ],
+        "annotations": annotations,
     }
     coco.createIndex()
     return coco
+
+
+def _annotations(truth: Truth) -> list[dict[str, Any]]:
+    columns = (truth.image, truth.classes, truth.boxes, truth.areas, truth.is_crowd)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        {
+            "id": i + 1,
+            "image_id": image + 1,
+            "category_id": k + 1,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(is_crowd),
+        }
+        for i, (image, k, box, area, is_crowd) in enumerate(rows)
+    ]
