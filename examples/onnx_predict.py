@@ -1,4 +1,4 @@
-"""Detect with a file of ``export onnx``, without PyTorch: onnx_predict.py model.onnx image.jpg"""
+"""Detect in an image with a file of ``export onnx``, without PyTorch."""
 
 import json
 import sys
@@ -7,8 +7,9 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+USAGE = "onnx_predict.py model.onnx image.jpg"
 if len(sys.argv) != 3:
-    sys.exit(__doc__)
+    sys.exit(f"error: {len(sys.argv) - 1} files are given, not a model and one image: {USAGE}")
 try:
     session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     notes = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}

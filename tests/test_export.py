@@ -175,6 +175,7 @@ def test_mistakes_of_the_example_are_sentences(onnx_file, detector, tmp_path):
         ((onnx_file, tmp_path / "none.png"), f"error: {tmp_path}/none.png cannot be read"),
         ((model, half), f"error: {model} is no file of export onnx"),
         ((tmp_path / "none.onnx", half), f"error: {tmp_path}/none.onnx is no file of export onnx"),
+        ((onnx_file, half, half), "error: 3 files are given, not a model and one image: onnx_pr"),
     ):
         ran = run_example(*args)
         assert (ran.returncode, ran.stdout) == (1, "")
