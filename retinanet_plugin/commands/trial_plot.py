@@ -38,7 +38,7 @@ def plot_scores(panels: dict[str, dict[str, Sequence[float]]], path: str) -> Non
         axis.set(title=title, xlabel="AP on the val set (dots: seeds, tick: mean)")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first one above
     figure.tight_layout()
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     figure.savefig(path, dpi=120)
