@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -42,6 +43,26 @@ def write_whole_file(path: str, write: Callable[[BinaryIO], object], remedy: str
             f"{path} could not be written ({reason}): make room, or correct the permissions"
             f"{remedy}; all older files are as they were"
         ) from error
+
+
+def try_folder(folder: str) -> None:
+    """Find out, without a trace, whether files can be written into a folder that may not be there.
+
+    Args:
+        folder: its absolute path.
+
+    Raises:
+        OSError: it cannot be made, or not be written to.
+    """
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise NotADirectoryError(f"{existing} is there and no folder")
+    # Permissions alone do not tell: of a read-only disk, of /sys, or of the user root.
+    with tempfile.TemporaryDirectory(prefix=".retinanet-", dir=existing) as trial:
+        below = os.path.relpath(folder, existing)
+        os.makedirs(os.path.join(trial, below), exist_ok=True)  # each name is one that may be
 
 
 def refuse_existing(*paths: str) -> None:

@@ -143,7 +143,9 @@ def test_precise_batch_norm_of_parts(small_cfg, batch):
 
 
 def test_precise_batch_norm_without_batch_norm(model):
-    PreciseBNOfParts(0, model, [], 2, 4).update_stats()
+    batches = iter([["an image"] * 4])
+    PreciseBNOfParts(0, model, batches, 2, 4).update_stats()
+    assert len(list(batches)) == 1  # none was taken
 
 
 # ------------------------------------------------------------------ several processes

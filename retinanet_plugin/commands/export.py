@@ -19,7 +19,7 @@ from ..deploy.pictures import Source, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
-from ..whole_files import refuse_existing
+from ..whole_files import refuse_existing, try_folder
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
 _BESIDE = {"openvino": [".bin"], "detectron2": [".pth"]}  # of weights
@@ -87,11 +87,12 @@ def roles_of(
     if not truth:
         return images[:_MOST_COMPARED], images[:_MOST_CALIBRATED]
     ids = Ids(truth, class_names)
-    compared = [image for image in images if ids.has(str(image))]
-    if not compared:
-        ids.check([str(image) for image in images])
-    others = [image for image in images if not ids.has(str(image))]
-    return compared, (others or images)[:_MOST_CALIBRATED]
+    of_truth: dict[bool, list[Source]] = {True: [], False: []}
+    for image in images:
+        of_truth[ids.has(str(image))].append(image)
+    if not of_truth[True]:
+        ids.check(map(str, images))
+    return of_truth[True], (of_truth[False] or images)[:_MOST_CALIBRATED]
 
 
 def _written_files(args: argparse.Namespace) -> list[str]:
@@ -139,9 +140,9 @@ def _check_writable(folder: str) -> None:
         UserError: files cannot be written there, which is better known before the work.
     """
     try:
-        os.makedirs(folder, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK) else "Permission denied"
+        try_folder(os.path.abspath(folder))
     except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise UserError(f"the folder {folder} cannot be written to ({reason}): name another")
+        reason = error.strerror or error
+        raise UserError(
+            f"the folder {folder} cannot be written to ({reason}): name another"
+        ) from error

@@ -73,13 +73,13 @@ class Ids:
                 )
             self._category_ids[class_id] = id_of[number_of[name]]
 
-    def check(self, paths: Sequence[str]) -> None:
+    def check(self, paths: Iterable[str]) -> None:
         """
         Raises:
             UserError: an image is not one of the annotation file.
         """
         for path in paths:
-            if self._truth and self._known(path) is None:
+            if self._truth and not self.has(path):
                 raise UserError(
                     f"{path} is not one of the images in {self._truth}: leave it out, or give the "
                     "annotation file of these images"

@@ -1,11 +1,11 @@
 """Whether OUTPUT_DIR can be written, found out without making it."""
 
 import os
-import tempfile
 
 from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
+from ...whole_files import try_folder
 
 # What a training writes over, or adds to.
 _FILES = ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth")
@@ -43,15 +43,7 @@ def _try_writing(folder: str) -> None:
     Raises:
         OSError: ``folder`` cannot be made, or a file in it cannot be written.
     """
-    existing = folder
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise NotADirectoryError(f"{existing} is there and no folder")
-    # Permissions alone do not tell: of a read-only disk, of /sys, or of the user root.
-    with tempfile.TemporaryDirectory(prefix=".retinanet-", dir=existing) as trial:
-        below = os.path.relpath(folder, existing)
-        os.makedirs(os.path.join(trial, below), exist_ok=True)  # each name is one that may be
+    try_folder(folder)
     for name in _FILES:
         path = os.path.join(folder, name)
         if os.path.isdir(path):
