@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..errors import UserError
+from .checkpoints.file_names import AVERAGED_WEIGHTS
 from .failures.sentences import is_own_exit
 from .signals import Stopped
 from .validation import inference_folder
@@ -74,7 +75,7 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     checkpoint = weights
     averaged = average_precision((results or {}).get(AVERAGED))
     if averaged is not None and not math.isnan(averaged):
-        path = os.path.join(cfg.OUTPUT_DIR, "model_final_averaged.pth")
+        path = os.path.join(cfg.OUTPUT_DIR, AVERAGED_WEIGHTS)
         weights += f"; averaged weights: AP {averaged:.1f}, in {path}"
     logger.info(f"done: {score}weights in {weights}{look}")
     if checkpoint.endswith(".pth") and os.path.isfile(checkpoint):

@@ -19,6 +19,7 @@ from ..data.loading.random_states import seed_generators
 from ..data.loading.training_order import Restarted, TrainingLoader
 from ..errors import UserError
 from .accumulation import PreciseBNOfParts, build_step
+from .checkpoints.file_names import FINAL_WEIGHTS
 from .checkpoints.usable_state import usable_state
 from .failures.writers import DispensableWriter
 from .resume import (
@@ -253,7 +254,7 @@ class ResumableTrainer(DefaultTrainer):
     def _complete_final_checkpoint(self) -> None:
         """The last periodic checkpoint is written just before the final one, and may be alone."""
         newest = os.path.basename(self.checkpointer.get_checkpoint_file())
-        if self.start_iter == self.max_iter and newest != "model_final.pth":
+        if self.start_iter == self.max_iter and newest != FINAL_WEIGHTS:
             self.checkpointer.save("model_final", iteration=self.iter)
 
     def _save_where_it_stands(self) -> str:

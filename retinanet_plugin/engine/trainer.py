@@ -33,6 +33,7 @@ from .checkpoints.earlier_checkpoints import (
     refuse_weights_of_earlier_training,
     set_aside_earlier_average,
 )
+from .checkpoints.file_names import FINAL_WEIGHTS, METRICS
 from .checkpoints.metrics_file import take_out_metrics
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
@@ -157,7 +158,7 @@ class Trainer(ResumableTrainer):
             elif comm.is_main_process() and self._num_trained > self.start_iter:
                 set_aside_earlier_average(self.cfg.OUTPUT_DIR)
         results = getattr(self, "_last_eval_results", None)
-        log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
+        log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, FINAL_WEIGHTS))
         return results
 
     def _evaluate(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class Trainer(ResumableTrainer):
 
     def _take_out_metrics(self, names: Collection[str]) -> None:
         if comm.is_main_process():
-            path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+            path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
             take_out_metrics(path, self.start_iter - 1, names)
 
     def _save_best(self, ap: float) -> None:

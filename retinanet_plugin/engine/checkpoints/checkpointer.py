@@ -20,6 +20,7 @@ from ...weights.weight_files import checked_weights, read_weights
 from ...weights.weight_report import WeightReport
 from ...whole_files import write_whole_file
 from .earlier_checkpoints import FoundCheckpoint, find_checkpoint, periodic_checkpoints
+from .file_names import AVERAGED_WEIGHTS, BEST_WEIGHTS, LAST_CHECKPOINT
 from .usable_state import usable_state
 
 logger = logging.getLogger("detectron2.checkpointer")
@@ -71,7 +72,7 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: x.state_dict() for key, x in self.checkpointables.items()}
-        path = self._write(name, {**states, **kwargs})
+        path = self._write(f"{name}.pth", {**states, **kwargs})
         self.tag_last_checkpoint(os.path.basename(path))
         self._newest = path
         self._remove_oldest(path)
@@ -85,7 +86,7 @@ class Checkpointer(DetectionCheckpointer):
             UserError: see :meth:`save`.
         """
         if self.save_dir and self.save_to_disk:
-            self._write("model_final_averaged", {}, model)
+            self._write(AVERAGED_WEIGHTS, {}, model)
 
     def save_best(self, metric: float, model: nn.Module | None = None) -> bool:
         """Write the weights to model_best.pth if ``metric`` is higher than that of the file.
@@ -104,7 +105,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk or not metric > self._saved_best_metric():
             return False
-        self._write("model_best", {"best_metric": float(metric)}, model)
+        self._write(BEST_WEIGHTS, {"best_metric": float(metric)}, model)
         return True
 
     def load(
@@ -190,11 +191,11 @@ class Checkpointer(DetectionCheckpointer):
         return self._newest
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
+        path = os.path.join(self.save_dir, LAST_CHECKPOINT)
         write_whole_file(path, lambda file: file.write(last_filename_basename.encode()), _GO_ON)
 
     def _write(self, name: str, more: dict[str, Any], model: nn.Module | None = None) -> str:
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        path = os.path.join(self.save_dir, name)
         content = {
             "model": (model or self.model).state_dict(),
             **plain(more, "checkpoint"),
@@ -220,7 +221,7 @@ class Checkpointer(DetectionCheckpointer):
                     os.unlink(path)
 
     def _saved_best_metric(self) -> float:
-        path = os.path.join(self.save_dir, "model_best.pth")
+        path = os.path.join(self.save_dir, BEST_WEIGHTS)
         try:
             best = read_checkpoint(path, only_header=True).get("best_metric")
         except UnreadableError:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shutil
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,12 @@ from ...weights.finite_numbers import not_finite
 from ...weights.safe_pickle import UnreadableError
 from ...weights.torch_files import read_checkpoint
 from ...whole_files import remove_leftovers
+from .file_names import AVERAGED_WEIGHTS, LAST_CHECKPOINT, METRICS, PERIODIC, is_of_a_training
 from .metrics_file import cut_metrics
 
 logger = logging.getLogger("detectron2.checkpointer")
 
-_PERIODIC = re.compile(r"model_(\d+)\.pth")
 _LONGEST_PATH = 1024  # characters
-_AVERAGED = "model_final_averaged.pth"
-_OF_A_TRAINING = re.compile(r"model_(\d+|final|final_averaged|best)\.pth")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def find_checkpoint(output_dir: str, quiet: bool = False) -> FoundCheckpoint | N
     Raises:
         UserError: there are checkpoints, of which none is usable.
     """
-    tag, named, problems = os.path.join(output_dir, "last_checkpoint"), "", []
+    tag, named, problems = os.path.join(output_dir, LAST_CHECKPOINT), "", []
     try:
         named = _named_checkpoint(tag)
         if named:
@@ -78,7 +75,7 @@ def find_checkpoint(output_dir: str, quiet: bool = False) -> FoundCheckpoint | N
 
 def periodic_checkpoints(output_dir: str) -> list[str]:
     """Paths of the checkpoints that a training wrote every so often, the oldest first."""
-    names = [name for name in os.listdir(output_dir) if _PERIODIC.fullmatch(name)]
+    names = [name for name in os.listdir(output_dir) if PERIODIC.fullmatch(name)]
     names.sort(key=lambda name: int(name[len("model_") : -len(".pth")]))
     return [os.path.join(output_dir, name) for name in names]
 
@@ -96,7 +93,7 @@ def prepare_output_dir(output_dir: str, start_iter: int) -> None:
     if start_iter == 0:
         set_aside_earlier_training(output_dir)
     else:
-        cut_metrics(os.path.join(output_dir, "metrics.json"), start_iter)
+        cut_metrics(os.path.join(output_dir, METRICS), start_iter)
 
 
 def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
@@ -109,7 +106,7 @@ def refuse_weights_of_earlier_training(weights: str, output_dir: str) -> None:
     """
     for path in (weights, os.path.realpath(weights)):
         folder, name = os.path.split(os.path.abspath(path))
-        if _OF_A_TRAINING.fullmatch(name) and folder in map(
+        if is_of_a_training(name) and folder in map(
             os.path.abspath, (output_dir, os.path.realpath(output_dir))
         ):
             raise UserError(
@@ -124,8 +121,8 @@ def set_aside_earlier_training(output_dir: str) -> None:
 
     A new training gives its files the same names.
     """
-    names = sorted(name for name in os.listdir(output_dir) if _OF_A_TRAINING.fullmatch(name))
-    metrics = os.path.join(output_dir, "metrics.json")
+    names = sorted(name for name in os.listdir(output_dir) if is_of_a_training(name))
+    metrics = os.path.join(output_dir, METRICS)
     has_metrics = os.path.isfile(metrics) and os.path.getsize(metrics) > 0
     if not names and not has_metrics:
         return
@@ -136,7 +133,7 @@ def set_aside_earlier_training(output_dir: str) -> None:
         for name in os.listdir(output_dir)
         if name.startswith("events.out.tfevents.") and f".{os.getpid()}." not in name
     ]
-    for name in [*names, *curves, "last_checkpoint"]:
+    for name in [*names, *curves, LAST_CHECKPOINT]:
         if os.path.lexists(os.path.join(output_dir, name)):
             os.replace(os.path.join(output_dir, name), os.path.join(folder, name))
     if has_metrics:
@@ -152,10 +149,10 @@ def set_aside_earlier_training(output_dir: str) -> None:
 
 def set_aside_earlier_average(output_dir: str) -> None:
     """Move the averaged weights that stand beside final weights of which they are no average."""
-    path = os.path.join(output_dir, _AVERAGED)
+    path = os.path.join(output_dir, AVERAGED_WEIGHTS)
     if os.path.lexists(path):
         folder = _make_folder_of_earlier(output_dir)
-        os.replace(path, os.path.join(folder, _AVERAGED))
+        os.replace(path, os.path.join(folder, AVERAGED_WEIGHTS))
         logger.warning(f"{path} is of before this training went on without it: now in {folder}")
 
 
@@ -195,7 +192,7 @@ def _newest_usable(output_dir: str, skip: str) -> tuple[FoundCheckpoint | None, 
         try:
             iteration = read_checkpoint(path, only_header=True).get("iteration")
         except UnreadableError as error:
-            if _OF_A_TRAINING.fullmatch(name):
+            if is_of_a_training(name):
                 problems.append(_problem(path, error))
             continue
         if isinstance(iteration, int):  # others are weights that somebody put there

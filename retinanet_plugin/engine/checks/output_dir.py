@@ -6,9 +6,10 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
 from ...whole_files import try_folder
+from ..checkpoints.file_names import FINAL_WEIGHTS, LAST_CHECKPOINT, METRICS
 
 # What a training writes over, or adds to.
-_FILES = ("config.yaml", "last_checkpoint", "log.txt", "metrics.json", "model_final.pth")
+_FILES = ("config.yaml", LAST_CHECKPOINT, "log.txt", METRICS, FINAL_WEIGHTS)
 
 
 def check_output_dir(folder: str) -> None:

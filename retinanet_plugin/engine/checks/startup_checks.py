@@ -21,6 +21,7 @@ from ..checkpoints.earlier_checkpoints import (
     find_checkpoint,
     refuse_weights_of_earlier_training,
 )
+from ..checkpoints.file_names import FINAL_WEIGHTS
 from ..output_lock import refuse_if_in_use
 from .config_checks import check_values
 from .device_checks import check_devices, check_processes, check_trained, num_processes
@@ -119,7 +120,7 @@ def check_weights(
         if required:
             raise UserError(
                 "MODEL.WEIGHTS is empty, which would evaluate random weights: set it to a trained "
-                "model, such as OUTPUT_DIR/model_final.pth"
+                f"model, such as OUTPUT_DIR/{FINAL_WEIGHTS}"
             )
         return
     try:
@@ -132,7 +133,7 @@ def check_weights(
         ) from error
     if os.path.isdir(path):
         raise UserError(
-            f"{key} {path} is a folder: name a file in it, such as {path}/model_final.pth"
+            f"{key} {path} is a folder: name a file in it, such as {path}/{FINAL_WEIGHTS}"
         )
     if not found:
         raise UserError(f"the weights file {path} does not exist: correct {key}, or {without}")

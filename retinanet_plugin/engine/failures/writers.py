@@ -5,6 +5,8 @@ import os
 
 from detectron2.utils.events import EventWriter, JSONWriter
 
+from ..checkpoints.file_names import METRICS
+
 logger = logging.getLogger("detectron2.writers")
 
 
@@ -18,12 +20,12 @@ class DispensableWriter(EventWriter):
     def __init__(self, writer: EventWriter, output_dir: str) -> None:
         self._writer: EventWriter | None = writer
         self._output_dir = output_dir
-        name = "metrics.json" if isinstance(writer, JSONWriter) else type(writer).__name__
+        name = METRICS if isinstance(writer, JSONWriter) else type(writer).__name__
         self._what = f"{name} in {output_dir}"
 
     def write(self) -> None:
         if isinstance(self._writer, JSONWriter) and "://" not in self._output_dir:
-            self._replace_removed(os.path.join(self._output_dir, "metrics.json"))
+            self._replace_removed(os.path.join(self._output_dir, METRICS))
         self._try("write")
 
     def close(self) -> None:
