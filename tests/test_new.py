@@ -37,15 +37,24 @@ def measured(monkeypatch):
     monkeypatch.setattr(new, "measure_fitting_batch", lambda cfg: (cfg.SOLVER.IMS_PER_BATCH, cost))
 
 
-def write_data(folder, num_images=6, size=(64, 48), mode="RGB", box=(10, 10, 20, 20), names=("a",)):
+def write_data(
+    folder,
+    num_images=6,
+    size=(64, 48),
+    mode="RGB",
+    box=(10, 10, 20, 20),
+    names=("a",),
+    suffix="png",
+):
     """A COCO file beside its images, each of another colour, with a box of every class."""
     folder.mkdir(exist_ok=True)
     images, annotations = [], []
     for i in range(num_images):
         picture = Image.new("RGB", size, (i * 37 % 256, i * 91 % 256, 255 - i * 53 % 256))
         picture.paste((255, 255, 255), (i * 7 % size[0] // 2, 0, size[0] // 2, 5 + i % 20))
-        picture.convert(mode).save(folder / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": size[0], "height": size[1]})
+        name = f"{i}.{suffix}"
+        picture.convert(mode).save(folder / name)
+        images.append({"id": i, "file_name": name, "width": size[0], "height": size[1]})
         annotations += [
             {"id": len(annotations) + k, "image_id": i, "category_id": k, "bbox": list(box)}
             for k in range(len(names))
@@ -190,8 +199,25 @@ def test_a_plan_writes_what_an_error_removes(tmp_path, measured):
 def test_a_mistake_in_the_data_names_the_data(tmp_path):
     data = write_data(tmp_path / "data", box=(900, 10, 20, 20))
     text = fails(tmp_path / "plan", "--train", data)
-    assert text.startswith(f"error: {data}: annotation 1 (")
+    assert text.startswith(f"error: {data}: box 1 of 0.png has bbox [900.0, 10.0, 20.0, 20.0], ")
     assert "lies outside its image" in text
+
+
+@pytest.mark.usefixtures("measured")
+def test_warnings_name_the_users_files_and_no_ids_of_other_files(tmp_path, capsys):
+    data = write_data(tmp_path / "data")
+    val = write_data(tmp_path / "val", 2, mode="CMYK", suffix="jpg")
+    content = (tmp_path / "data/3.png").read_bytes()
+    (tmp_path / "data/3.png").write_bytes(content[:50])
+    main(["new", str(tmp_path / "plan"), "--train", data, "--val", val])
+    out = capsys.readouterr().out
+    assert f"  {data}: image {tmp_path}/data/3.png is cut off" in out
+    assert f"  {val}: image {tmp_path}/val/0.jpg has the colours of print" in out
+
+
+def test_images_that_were_set_aside_are_said_to_be(tmp_path):
+    data = write_data(tmp_path / "data")
+    assert take_in(data, None).called == (data, f"{data} (images for validation)")
 
 
 def test_mistakes_are_sentences_and_leave_no_plan(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config import load_config
-from ..data.annotations.coco_json import describe_source, register_coco_json
+from ..data.annotations.coco_json import register_coco_json
 from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
 from ..data.findings import counted
@@ -102,7 +102,7 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     intake = take_in(args.train, args.val)
     named = _name_data(intake, folder)
     cfg = _draft([*named, *choose_network(device, wishes.weights)], wishes, intake)
-    train = _checked(cfg, (args.train, args.val or args.train))
+    train = _checked(cfg)
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
 
     print("\nmeasuring what steps cost here, half a minute ...", flush=True)
@@ -143,8 +143,8 @@ def _wishes(args: argparse.Namespace, device: str) -> Wishes:
 def _name_data(intake: Intake, folder: str) -> list[Choice]:
     """Write and register the annotations."""
     entries = intake.write(folder, os.path.basename(folder))
-    register_coco_json(entries)
     (train, *_), (val, *_) = entries
+    register_coco_json(entries, dict(zip((train, val), intake.called)))
     return [
         Choice("DATASETS.COCO_JSON", entries, "name, annotation file, image folder"),
         Choice("DATASETS.TRAIN", [train], ""),
@@ -165,30 +165,19 @@ def _draft(choices: Sequence[Choice], wishes: Wishes, intake: Intake) -> CfgNode
     return cfg
 
 
-def _checked(cfg: CfgNode, sources: Sequence[str]) -> DatasetFacts:
+def _checked(cfg: CfgNode) -> DatasetFacts:
     """What the training set has, after the checks of data and image files.
-
-    Args:
-        sources: what the user calls the data of each of ``DATASETS.COCO_JSON``.
 
     Raises:
         UserError: of the first error.
     """
-
-    def in_users_words(text: str) -> str:
-        for (name, json_file, _), source in zip(cfg.DATASETS.COCO_JSON, sources):
-            text = text.replace(describe_source(name, json_file), source)
-        return text
-
     findings, facts = inspect_datasets(cfg)
     of_files, _ = inspect_image_files(facts, cfg)
-    warnings: list[str] = []
-    for each in (findings, of_files):
-        for error in each.errors.values():
-            raise UserError(in_users_words(str(error)))
-        warnings += [in_users_words(str(warning)) for warning in each.warnings.values()]
-    if warnings:
-        _print_section("warnings", warnings)
+    findings.extend(of_files)
+    for error in findings.errors.values():
+        raise UserError(str(error))
+    if findings.warnings:
+        _print_section("warnings", [str(warning) for warning in findings.warnings.values()])
     return facts[cfg.DATASETS.TRAIN[0]]
 
 

@@ -154,8 +154,7 @@ def _read(name: str, evaluated: bool, cfg: CfgNode, findings: Findings) -> Datas
     metadata = MetadataCatalog.get(name)
     loader = DatasetCatalog[name]
     if isinstance(loader, CocoJson):
-        source = describe_source(name, loader.json_file)
-        return _coco_facts(name, source, loader.read(findings))
+        return _coco_facts(name, loader.source, loader.read(findings), loader.called)
     if is_stock_coco(name):
         source = describe_source(name, metadata.json_file)
         content = read_content(metadata.json_file, source, findings)
@@ -176,10 +175,12 @@ def _read(name: str, evaluated: bool, cfg: CfgNode, findings: Findings) -> Datas
     return None if images is None else DatasetFacts(name, source, class_names, images)
 
 
-def _coco_facts(name: str, source: str, coco: CocoFile | None) -> DatasetFacts | None:
+def _coco_facts(
+    name: str, source: str, coco: CocoFile | None, called: str = ""
+) -> DatasetFacts | None:
     if coco is None:
         return None
-    return DatasetFacts(name, source, coco.class_names, coco.images, coco.is_annotated)
+    return DatasetFacts(name, source, coco.class_names, coco.images, coco.is_annotated, called)
 
 
 def _read_own(

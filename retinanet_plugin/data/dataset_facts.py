@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+from .findings import image_named
 from .images.header_cache import read_headers
 from .images.image_headers import BadImage, ImageHeader
 
@@ -30,6 +31,12 @@ class DatasetFacts:
     class_names: list[str]
     images: list[dict[str, Any]]  # Detectron2's dataset dicts, not to be changed
     is_annotated: bool = True
+    called: str = ""  # see register_coco_json; then source is the same
+
+    @property
+    def image_source(self) -> str:
+        """What findings call its images."""
+        return self.called or f"the images of {self.name}"
 
     @property
     def num_images(self) -> int:
@@ -120,10 +127,15 @@ class DatasetFacts:
         annotation, image = self.annotations[index], self.images[self.image_of[index]]
         file_name = os.path.basename(image["file_name"])
         bbox = [round(float(x), 2) for x in annotation["bbox"]]
-        if "id" in annotation:
+        if "id" in annotation and not self.called:
             return f"annotation {annotation['id']} ({file_name}) has bbox {bbox}"
         number = index - int(np.searchsorted(self.image_of, self.image_of[index]))
         return f"box {number + 1} of {file_name} has bbox {bbox}"
+
+    def describe_image(self, index: int) -> str:
+        """An image as findings name it: ``image 7 (a.jpg)``."""
+        image = self.images[index]
+        return f"image {image['file_name']}" if self.called else image_named(image)
 
     def files(self) -> Counter[str]:
         """How often each file is an image of this data set, by its absolute path."""

@@ -1,7 +1,7 @@
 """Data sets in COCO's format that a config lists, registered in Detectron2's catalogs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,12 +12,17 @@ from ..findings import Findings
 from .coco_format import CocoFile, read_coco
 
 
-def register_coco_json(entries: Iterable[Any] | None) -> None:
+def register_coco_json(
+    entries: Iterable[Any] | None, called: Mapping[str, str] | None = None
+) -> None:
     """Register data sets in Detectron2's catalogs, as ``DATASETS.COCO_JSON`` lists them.
 
     Args:
         entries: (name, annotation file, image folder), three strings each. An entry that is
             registered already with the same files is skipped.
+        called: by its name, what findings call a data set whose annotation file was written from
+            other files: these, which are what a user can mend. Its ids, which are not theirs, are
+            not told.
 
     Raises:
         UserError: an entry is not such a triple, or its name stands for other data already.
@@ -31,7 +36,8 @@ def register_coco_json(entries: Iterable[Any] | None) -> None:
             )
         name, json_file, image_root = entry
         if name not in DatasetCatalog.list():
-            DatasetCatalog.register(name, CocoJson(name, json_file, image_root))
+            loader = CocoJson(name, json_file, image_root, (called or {}).get(name, ""))
+            DatasetCatalog.register(name, loader)
             continue
         metadata = MetadataCatalog.get(name)
         known = (metadata.get("json_file"), metadata.get("image_root"))
@@ -53,8 +59,9 @@ class CocoJson:
     What has been read for a check is kept for the first call, which then need not read it again.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str) -> None:
+    def __init__(self, name: str, json_file: str, image_root: str, called: str = "") -> None:
         self.name, self.json_file, self.image_root = name, json_file, image_root
+        self.called = called
         self._kept: tuple[Any, CocoFile, Findings] | None = None
         MetadataCatalog.get(name).set(
             json_file=json_file, image_root=image_root, evaluator_type="coco"
@@ -82,8 +89,7 @@ class CocoJson:
         if self._kept is None or self._kept[0] != stamp:
             self._kept = None
             found = Findings()
-            source = describe_source(self.name, self.json_file)
-            coco = read_coco(self.json_file, self.image_root, source, found)
+            coco = read_coco(self.json_file, self.image_root, self.source, found)
             if coco is None:
                 findings.extend(found)
                 return None
@@ -91,6 +97,11 @@ class CocoJson:
             self._set_metadata(coco)
         findings.extend(self._kept[2])
         return self._kept[1]
+
+    @property
+    def source(self) -> str:
+        """What findings call the annotation file."""
+        return self.called or describe_source(self.name, self.json_file)
 
     def _stamp(self) -> tuple[int, ...] | None:
         """What changes with the file."""

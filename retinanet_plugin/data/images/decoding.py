@@ -50,7 +50,7 @@ def decode_images(
     indices = [i for i in range(dataset.num_images) if i not in facts.bad]
     records = [{k: v for k, v in dataset.images[i].items() if k in _KEYS} for i in indices]
     function = partial(_decode, image_format=cfg.INPUT.FORMAT)
-    source = f"the images of {dataset.name}"
+    source = dataset.image_source
     results = each_of(function, records, f"decoding images of {dataset.name}", _MIN_IMAGES, 8)
     for index, record, decoded in zip(indices, records, results):
         if decoded.error:

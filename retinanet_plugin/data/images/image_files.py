@@ -72,7 +72,7 @@ def inspect_image_files(
 
 def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFacts:
     facts = ImageFacts(dataset.num_images)
-    source = f"the images of {dataset.name}"
+    source = dataset.image_source
     skips = cfg.DATASETS.SKIP_BAD_IMAGES
     left_out = left_out_remedy(dataset.name, cfg)
     any_missing = False
@@ -85,15 +85,15 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
             if bad.kind == MISSING and not any_missing:
                 any_missing, bad = True, _explained(image["file_name"], bad)
             facts.bad[index] = bad.reason
-            example = f"{image_named(image)} {bad.reason}"
+            example = f"{dataset.describe_image(index)} {bad.reason}"
             if skips:
                 findings.warn(bad.kind, source, example, left_out)
             else:
                 findings.error(bad.kind, source, example, f"{bad.remedy}, {_SKIP}")
         if isinstance(header, ImageHeader):
             _note(facts, header)
-            _warn_of_changes(findings, source, image, header)
-    check_pixels(dataset, source, findings)
+            _warn_of_changes(findings, source, dataset.describe_image(index), header)
+    check_pixels(dataset, findings)
     if skips and 0 < len(facts.bad) == facts.num_images:
         findings.error("all bad", source, "none of them can be used", "see the warnings")
     return facts
@@ -136,17 +136,15 @@ def bad_image(image: dict[str, Any], header: ImageHeader | BadImage) -> BadImage
     )
 
 
-def _warn_of_changes(
-    findings: Findings, source: str, image: dict[str, Any], header: ImageHeader
-) -> None:
+def _warn_of_changes(findings: Findings, source: str, image: str, header: ImageHeader) -> None:
     changed = _CHANGED_MODES.get(header.mode)
     if changed:
-        findings.warn(header.mode, source, f"{image_named(image)} {changed}", "convert it to RGB")
+        findings.warn(header.mode, source, f"{image} {changed}", "convert it to RGB")
     if header.is_animated:
         findings.warn(
             "animated",
             source,
-            f"{image_named(image)} has several frames or pages, of which only the first is read",
+            f"{image} has several frames or pages, of which only the first is read",
             "save the one that its boxes are of as an image of its own",
         )
     limit = Image.MAX_IMAGE_PIXELS
@@ -154,7 +152,7 @@ def _warn_of_changes(
         findings.warn(
             "huge",
             source,
-            f"{image_named(image)} is huge, {header.width} x {header.height} pixels, of which "
+            f"{image} is huge, {header.width} x {header.height} pixels, of which "
             f"Pillow warns, and which it refuses from {2 * limit:,} pixels",
             "cut it into tiles or make it smaller",
         )

@@ -21,6 +21,7 @@ class Intake:
     train: AnnotatedImages
     val: AnnotatedImages
     notes: list[str]  # sentences on what was read and how it was parted
+    called: tuple[str, str]  # what findings call the two
 
     def write(self, folder: str, name: str) -> list[list[str]]:
         """Write ``annotations/`` in ``folder``.
@@ -57,7 +58,7 @@ def take_in(train: str, val: str | None) -> Intake:
     if val is not None:
         others = read_dataset(val)
         _check_apart(dataset, others, train, val)
-        return _with_equal_classes(dataset, others, [*notes, *others.notes])
+        return _with_equal_classes(dataset, others, [*notes, *others.notes], (train, val))
     part_of = {part: [x for x in dataset.images if x.split == part] for part in _PARTS}
     marked = part_of["val"] or part_of["test"]
     if part_of["train"] and marked:
@@ -75,7 +76,7 @@ def take_in(train: str, val: str | None) -> Intake:
             "aside for validation, a fifth of every class; --val names others"
         )
         notes += of_split
-    return _with_equal_classes(*parts, notes)
+    return _with_equal_classes(*parts, notes, (train, f"{train} (images for validation)"))
 
 
 _PARTS = ("train", "val", "test")
@@ -86,13 +87,13 @@ def _put(content: bytes, file: BinaryIO) -> None:
 
 
 def _with_equal_classes(
-    train: AnnotatedImages, val: AnnotatedImages, notes: Sequence[str]
+    train: AnnotatedImages, val: AnnotatedImages, notes: list[str], called: tuple[str, str]
 ) -> Intake:
     names = list(dict.fromkeys([*train.class_names, *val.class_names]))
     train, val = (replace(part, class_names=names) for part in (train, val))
     if not train.num_boxes:
         raise UserError("the images to train on have no box: annotate some, or name other data")
-    return Intake(train, val, list(notes))
+    return Intake(train, val, notes, called)
 
 
 def _check_apart(
