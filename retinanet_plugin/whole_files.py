@@ -4,13 +4,13 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import BinaryIO
 
 from .errors import UserError
 
 # Ends the names of files that are being written; a process that was killed leaves one behind.
-_TEMPORARY = ".tmp"
+TEMPORARY = ".tmp"
 
 
 def write_whole_file(path: str, write: Callable[[BinaryIO], object], remedy: str = "") -> None:
@@ -24,7 +24,7 @@ def write_whole_file(path: str, write: Callable[[BinaryIO], object], remedy: str
     Raises:
         UserError: there is no room, or the folder cannot be written to.
     """
-    temporary = f"{path}.{os.getpid()}{_TEMPORARY}"
+    temporary = f"{path}.{os.getpid()}{TEMPORARY}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(temporary, "wb") as file:
@@ -75,44 +75,10 @@ def refuse_existing(*paths: str) -> None:
             raise UserError(f"{path} exists already: delete it, or name another")
 
 
-@contextlib.contextmanager
-def new_folder(folder: str, paths: Sequence[str]) -> Iterator[None]:
-    """Within it, files are written into a folder that was not there or empty.
-
-    Args:
-        paths: all that is written, below ``folder``. After an error none of it is there, and what
-            others put there meanwhile stays.
-
-    Raises:
-        UserError: it has files, which may be the user's own, or is one.
-    """
-    if not folder:
-        raise UserError("the folder has no name: give it one")
-    is_there = os.path.lexists(folder)
-    if is_there and not os.path.isdir(folder):
-        raise UserError(f"{folder} is a file: name a new folder")
-    if is_there and (names := os.listdir(folder)):
-        raise UserError(
-            f"{folder} has files, such as {min(names)}: name a new folder, such as "
-            f"{os.path.join(folder, 'new')}"
-        )
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            with contextlib.suppress(OSError):  # it would hide the error that is told
-                os.unlink(os.path.join(folder, path))
-        folders = sorted({os.path.dirname(path) for path in paths} - {""})
-        for path in [*folders, *([] if is_there else [""])]:
-            with contextlib.suppress(OSError):  # also of a folder that has files of others
-                os.rmdir(os.path.join(folder, path))
-        raise
-
-
 def remove_leftovers(folder: str) -> None:
     """Remove the half-written checkpoints of processes that were killed."""
     for name in os.listdir(folder):
-        if re.fullmatch(rf"(.*\.pth|last_checkpoint)\.\d+{re.escape(_TEMPORARY)}", name):
+        if re.fullmatch(rf"(.*\.pth|last_checkpoint)\.\d+{re.escape(TEMPORARY)}", name):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(folder, name))
 

@@ -49,8 +49,9 @@ for arguments in (["--help"], ["predict", "--help"], ["export", "--help"], ["doc
     assert "predict Detect in images, folders, globs" in " ".join(ran.stdout.split())
 
 
-def test_digits_into_an_existing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match=rf"error: {tmp_path} exists already"):
+def test_digits_into_a_folder_with_files_is_one_sentence(tmp_path):
+    (tmp_path / "mine.txt").write_text("notes")
+    with pytest.raises(SystemExit, match=rf"error: {tmp_path} has files, such as mine\.txt: name"):
         main(["digits", str(tmp_path)])
 
 

@@ -186,7 +186,7 @@ def test_the_command_says_what_it_read_and_wrote(dataset, source, tmp_path, caps
     assert f"wrote yolo: {target}, 6 images, 1 of them without objects" in lines
     counts = without_ignored(dataset).boxes_per_class()
     assert lines[-4:] == [f"  {name}: {n} boxes" for name, n in counts.items()]
-    with pytest.raises(SystemExit, match=rf"error: {target} exists already"):
+    with pytest.raises(SystemExit, match=rf"error: {target} has files, such as data\.yaml"):
         main(["convert", source, target, "--format", "yolo", "--images", images])
 
 

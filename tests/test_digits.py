@@ -87,6 +87,6 @@ def test_val_digits_never_appear_in_train(tmp_path, monkeypatch):
 
 def test_an_existing_folder_is_left_alone(digits):
     before = digest(digits)
-    with pytest.raises(UserError, match="exists already: delete it or name another folder"):
+    with pytest.raises(UserError, match="has files, such as annotations: name a new folder"):
         write_digits(str(digits))
     assert digest(digits) == before

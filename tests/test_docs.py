@@ -162,8 +162,8 @@ def house():
 
 # Which every file may import.
 BASE = {
-    "config", "config_merging", "config_files", "config_errors", "errors", "whole_files", "eager",
-    "triton_kernels", "subnormal", "compat",
+    "config", "config_merging", "config_files", "config_errors", "errors", "whole_files",
+    "new_folders", "file_lock", "eager", "triton_kernels", "subnormal", "compat",
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """``new``: from annotated images to a config that trains, and mistakes as sentences."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,50 @@ def test_a_plan_that_failed_removes_nothing_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(new, "measure_machine", stop)
     assert "the reason" in fails(tmp_path / "plan", "--train", write_data(tmp_path / "data"))
     assert [x.name for x in (tmp_path / "plan").rglob("*")] == ["annotations", "mine.txt"]
+
+
+def test_one_plan_at_a_time_in_a_folder(tmp_path, measured, clean_env):
+    data, plan = write_data(tmp_path / "data"), tmp_path / "plan"
+    code = (
+        "import sys\n"
+        "from retinanet_plugin.new_folders import new_folder\n"
+        "with new_folder(sys.argv[1], ['annotations/train.json']):\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(plan)],
+        env=clean_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "ready\n"
+        text = fails(plan, "--train", data)
+        assert f"another process writes into {plan} (process {other.pid} on " in text
+        other.kill()
+        other.wait()
+    # It was killed while it wrote.
+    (plan / "annotations").mkdir()
+    (plan / "annotations/train.json").write_text("half")
+    (plan / "annotations/val.json.123.tmp").write_text("half")
+    main(["new", str(plan), "--train", data])
+    assert sorted(x.name for x in plan.iterdir()) == sorted(
+        {Path(path).parts[0] for path in new._FILES}
+    )
+    assert sorted(x.name for x in (plan / "annotations").iterdir()) == ["train.json", "val.json"]
+
+
+def test_a_killed_plan_does_not_make_files_of_others_its_own(tmp_path):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/.unfinished").write_text("process 1 on here")
+    (tmp_path / "plan/mine.txt").write_text("notes")
+    text = fails(tmp_path / "plan", "--train", write_data(tmp_path / "data"))
+    assert "has files, such as mine.txt" in text
+    assert (tmp_path / "plan/mine.txt").read_text() == "notes"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = fails(tmp_path / "file/plan", "--train", write_data(tmp_path / "data"))
+    assert f"the folder {tmp_path}/file/plan cannot be made (Not a directory)" in text
 
 
 def test_a_plan_writes_what_an_error_removes(tmp_path, measured):

@@ -311,7 +311,7 @@ def test_other_mistakes(place):
     assert_fails(place, "has no boxes to find")
     (place / "report").mkdir()
     (place / "report/notes.txt").write_text("mine")
-    assert_fails(place, "exists: name a new one")
+    assert_fails(place, r"report has files, such as notes\.txt: name a new folder")
     assert (place / "report/notes.txt").read_text() == "mine"
     write(place / "report/detections.json", RESULTS)
-    assert_fails(place, rf"exists: give --results {place}/report/detections.json and a new folder")
+    assert_fails(place, rf": give --results {place}/report/detections.json and a new folder")

@@ -31,9 +31,10 @@ from ..engine import check_weights
 from ..engine.console_log import quiet
 from ..engine.step_cost import measure_fitting_batch, measure_machine
 from ..errors import UserError
+from ..new_folders import new_folder
 from ..report.plan_page import write_plan_page
 from ..report.planned_page import page_of
-from ..whole_files import new_folder, write_whole_file
+from ..whole_files import write_whole_file
 from .browse import sheet_of
 
 _CPU_BUDGET, _GPU_BUDGET = 6 * 60.0, 60 * 60.0

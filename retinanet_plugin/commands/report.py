@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..deploy import Predictor
 from ..errors import UserError
+from ..new_folders import check_new_folder
 from ..report.detections.boxes import Detections, Truth, read_truth, truth_warnings
 from ..report.detections.evaluation import evaluate
 from ..report.detections.page import write_report
@@ -82,14 +83,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
             f"--results {results[0]} is given twice: name the results of another detector, or "
             "leave the second out"
         )
-    if os.path.lexists(args.output) and not (
-        os.path.isdir(args.output) and not os.listdir(args.output)
-    ):
-        kept = os.path.join(args.output, _DETECTIONS)
-        remedy = (
-            f"give --results {kept} and a new folder" if os.path.isfile(kept) else "name a new one"
-        )
-        raise UserError(f"--output {args.output} exists: {remedy}, or delete it")
+    kept = os.path.join(args.output, _DETECTIONS)
+    has_kept = os.path.isfile(kept)
+    check_new_folder(args.output, f"give --results {kept} and a new folder" if has_kept else "")
 
 
 def _check_images(args: argparse.Namespace, truth: Truth) -> None:

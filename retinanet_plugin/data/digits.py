@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-from ..errors import UserError
+from ..new_folders import check_new_folder
 
 IMAGE_SIZE = 160
 # The longer side of a digit, pixels.
@@ -34,15 +34,14 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
     it is complete.
 
     Args:
-        output: a folder that does not exist yet.
+        output: a folder that is not there or empty.
         seed: of everything random.
         num_images: images of ``train`` and ``val``; None: ``NUM_IMAGES``.
 
     Raises:
-        UserError: ``output`` exists.
+        UserError: ``output`` has files.
     """
-    if os.path.exists(output):
-        raise UserError(f"{output} exists already: delete it or name another folder")
+    check_new_folder(output)
     num_images = num_images or NUM_IMAGES
     glyphs, labels, photographs = _load_sources()
     order = np.random.default_rng(seed).permutation(len(glyphs))

@@ -9,6 +9,8 @@ from dataclasses import replace
 import yaml
 
 from ...errors import UserError
+from ...new_folders import check_new_folder
+from ...whole_files import refuse_existing
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
 from .coco import write_coco_file
@@ -31,10 +33,13 @@ def write_dataset(dataset: AnnotatedImages, path: str, file_format: str) -> Anno
         what was written; its notes are those of ``dataset`` and what the format cannot hold.
 
     Raises:
-        UserError: ``path`` exists or cannot be written, or two images would have one name.
+        UserError: ``path`` is there, and is no empty folder where one is written; it cannot be
+            written, or two images would have one name.
     """
-    if os.path.lexists(path):
-        raise UserError(f"{path} exists already: delete it or name another one")
+    if file_format in _FILES:
+        refuse_existing(path)
+    else:
+        check_new_folder(path)
     written = _fitted(dataset, file_format)
     if file_format in _FILES:
         if len({image.split for image in written.images}) > 1:

@@ -1,0 +1,113 @@
+"""Folders for what a command writes: new or empty, and of one process at a time."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from .errors import UserError
+from .file_lock import InUse, only_process
+from .whole_files import TEMPORARY
+
+# Is there while files are written, and after a process that was killed.
+_LOCK = ".unfinished"
+
+
+def check_new_folder(folder: str, remedy: str = "", unregarded: str = "") -> None:
+    """Refuse a folder that has files, which may be the user's own.
+
+    Args:
+        folder: need not be there.
+        remedy: what to do about its files; "": name another one.
+        unregarded: the name of a file that it may have.
+
+    Raises:
+        UserError: it has files, is one, or has no name.
+    """
+    _check_name(folder)
+    names = set(os.listdir(folder) if os.path.isdir(folder) else ()) - {unregarded}
+    if names:
+        remedy = remedy or f"name a new folder, such as {os.path.join(folder, 'new')}"
+        raise UserError(f"{folder} has files, such as {min(names)}: {remedy}")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str, paths: Sequence[str]) -> Iterator[None]:
+    """Within it, files are written into a folder that was not there or empty.
+
+    Args:
+        folder: what an earlier process left in it that was killed here is removed.
+        paths: all that is written, below ``folder``. After an error none of it is there, and what
+            others put there meanwhile stays.
+
+    Raises:
+        UserError: it has files, cannot be made, or another process is writing into it.
+    """
+    _check_name(folder)
+    made = _make(folder)
+    lock = os.path.join(folder, _LOCK)
+    try:
+        with _in_words(folder), only_process(lock) as is_left:
+            try:
+                if is_left:
+                    _remove(folder, paths)
+                check_new_folder(folder, unregarded=_LOCK)
+                try:
+                    yield
+                except BaseException:
+                    _remove(folder, paths)
+                    raise
+            finally:
+                with contextlib.suppress(OSError):  # it would hide the error that is told
+                    os.unlink(lock)
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # it has files
+                os.rmdir(path)
+
+
+def _check_name(folder: str) -> None:
+    if not folder:
+        raise UserError("the folder has no name: give it one")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder} is a file: name a new folder")
+
+
+def _make(folder: str) -> list[str]:
+    """Make a folder, and return those that were not there, the deepest first."""
+    path, made = os.path.abspath(folder), []
+    while not os.path.lexists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    if not made:
+        return []
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the folder {folder} cannot be made ({reason}): name another") from error
+    return made
+
+
+@contextlib.contextmanager
+def _in_words(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except InUse as holder:
+        raise UserError(
+            f"another process writes into {folder} ({holder}): name another folder, or wait until "
+            "that one ends"
+        ) from holder
+
+
+def _remove(folder: str, paths: Sequence[str]) -> None:
+    """Remove files, unfinished ones as well, and their folders where nothing else is in them."""
+    for below in sorted({os.path.dirname(path) for path in paths}, reverse=True):
+        place = os.path.join(folder, below)
+        own = "|".join(re.escape(os.path.basename(x)) for x in paths if os.path.dirname(x) == below)
+        with contextlib.suppress(OSError):  # it would hide the error that is told
+            for name in os.listdir(place):
+                if re.fullmatch(rf"({own})(\.\d+{re.escape(TEMPORARY)})?", name):
+                    os.unlink(os.path.join(place, name))
+            if below:
+                os.rmdir(place)
