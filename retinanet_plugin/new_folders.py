@@ -10,7 +10,7 @@ from .file_lock import InUse, only_process
 from .whole_files import TEMPORARY
 
 # Is there while files are written, and after a process that was killed.
-_LOCK = ".unfinished"
+_LOCK = ".retinanet-unfinished"
 
 
 def check_new_folder(folder: str, remedy: str = "", unregarded: str = "") -> None:

@@ -222,7 +222,7 @@ def test_one_plan_at_a_time_in_a_folder(tmp_path, measured, clean_env):
 
 def test_a_killed_plan_does_not_make_files_of_others_its_own(tmp_path):
     (tmp_path / "plan").mkdir()
-    (tmp_path / "plan/.unfinished").write_text("process 1 on here")
+    (tmp_path / "plan/.retinanet-unfinished").write_text("process 1 on here")
     (tmp_path / "plan/mine.txt").write_text("notes")
     text = fails(tmp_path / "plan", "--train", write_data(tmp_path / "data"))
     assert "has files, such as mine.txt" in text
