@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from retinanet_plugin import CLS_LOSS_REGISTRY, UserError, sigmoid_focal_loss
 from retinanet_plugin.config import load_config
-from retinanet_plugin.losses import FocalLoss, SigmoidLoss, sigmoid_pass
+from retinanet_plugin.losses import FocalLoss, SigmoidLoss, chunks, sigmoid_pass
 
 N, A, K = 2, 3, 4
 SIZES = [(4, 5), (2, 3)]
@@ -221,7 +221,7 @@ def test_layout_and_chunks_change_nothing(monkeypatch, layout, chunk_size):
         logits = [x.detach().contiguous().requires_grad_() for x in logits]
     elif layout == "with_gaps":
         logits = [torch.stack([x, x], dim=-1).detach()[..., 0].requires_grad_() for x in logits]
-    monkeypatch.setitem(sigmoid_pass._CHUNK_SIZE, "cpu", chunk_size)
+    monkeypatch.setitem(chunks.CHUNK_SIZE, "cpu", chunk_size)
     torch.testing.assert_close(with_grads(loss(logits, labels, None), logits), right)
 
 

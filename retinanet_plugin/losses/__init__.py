@@ -2,6 +2,7 @@
 
 from .box_losses import BOX_LOSS_REGISTRY, IoUBoxLoss, SmoothL1BoxLoss
 from .dense_sigmoid import dense_sigmoid_loss
+from .focal_star_loss import FocalStarLoss
 from .foreground import foreground_box_loss, iou_branch_loss, iou_qualities
 from .iou_losses import ciou_loss, diou_loss, giou_loss
 from .ohem_loss import OHEMLoss
@@ -11,7 +12,6 @@ from .sigmoid_losses import (
     BalancedCrossEntropyLoss,
     CrossEntropyLoss,
     FocalLoss,
-    FocalStarLoss,
     SigmoidLoss,
     sigmoid_focal_loss,
 )

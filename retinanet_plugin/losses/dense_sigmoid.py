@@ -23,12 +23,11 @@ from .sigmoid_pass import (
     LossAndSlope,
     arithmetic_dtype,
     dense_anchor_losses,
-    multiply_gradients,
     soft_foreground,
-    storage_scale,
     sum_in_order,
     two_tensors,
 )
+from .stored_gradients import multiply_gradients, storage_scale
 
 # Those that the kernel knows; a subclass of one may have changed it.
 KERNEL_FORMULAS = (FocalFormula, QualityFocalFormula, VarifocalFormula)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .formulas import FocalFormula, VarifocalFormula
-from .sigmoid_pass import storage_scale
+from .stored_gradients import storage_scale
 
 # Four entries for each of 256 threads: with eight, registers would leave room for fewer threads.
 _BLOCK_SIZE = 1024

@@ -50,6 +50,28 @@ class FocalFormula:
 
 
 @dataclass
+class FocalStarFormula:
+    """``-log(p_t*) / gamma`` and its derivative by v = -x_t (arXiv 1708.02002, appendix A)."""
+
+    gamma: float
+    beta: float
+
+    def __call__(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`FocalFormula.__call__`."""
+        shifted = error_logits * self.gamma - self.beta  # -(gamma x_t + beta)
+        return F.softplus(shifted) / self.gamma, shifted.sigmoid()
+
+    def write(self, error_logits: Tensor, loss: Tensor, slope: Tensor, spare: list[Tensor]) -> None:
+        """As :meth:`FocalFormula.write`."""
+        shifted, other = spare
+        write_thresholded(
+            torch.mul(error_logits, self.gamma, out=other).sub_(self.beta), 1, shifted
+        )
+        write_softplus(shifted, torch.sigmoid(shifted, out=slope), loss, other)
+        loss.div_(self.gamma)
+
+
+@dataclass
 class QualityFocalFormula(FocalFormula):
     """Quality focal loss (arXiv 2006.04388, eq. 2), of a target y in [0, 1]:
 

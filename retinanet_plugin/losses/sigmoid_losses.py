@@ -1,10 +1,8 @@
-"""Sigmoid losses for classification: their registry, their base, cross entropy, focal loss, FL*."""
+"""Sigmoid losses for classification: their registry, their base, cross entropy, focal loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes
 from fvcore.common.registry import Registry
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .alpha import AUTO, alpha_from_config, check_alpha, check_alphas
 from .dense_sigmoid import dense_sigmoid_loss, loss_of_levels
-from .formulas import FocalFormula, write_softplus, write_thresholded
+from .formulas import FocalFormula
 
 CLS_LOSS_REGISTRY = Registry("RETINANET_CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
@@ -187,72 +185,6 @@ class FocalLoss(SigmoidLoss):
         return FocalFormula(self.gamma)
 
 
-@dataclass
-class FocalStarFormula:
-    """``-log(p_t*) / gamma`` and its derivative by v = -x_t, as :class:`FocalStarLoss` says."""
-
-    gamma: float
-    beta: float
-
-    def __call__(self, error_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Arguments and result as in :meth:`SigmoidLoss.loss_and_slope`."""
-        shifted = error_logits * self.gamma - self.beta  # -(gamma x_t + beta)
-        return F.softplus(shifted) / self.gamma, shifted.sigmoid()
-
-    def write(self, error_logits: Tensor, loss: Tensor, slope: Tensor, spare: list[Tensor]) -> None:
-        """As :meth:`FocalFormula.write`."""
-        shifted, other = spare
-        write_thresholded(
-            torch.mul(error_logits, self.gamma, out=other).sub_(self.beta), 1, shifted
-        )
-        write_softplus(shifted, torch.sigmoid(shifted, out=slope), loss, other)
-        loss.div_(self.gamma)
-
-
-@CLS_LOSS_REGISTRY.register()
-class FocalStarLoss(SigmoidLoss):
-    """FL* ``-alpha_t log(p_t*) / gamma`` with ``p_t* = sigmoid(gamma x_t + beta)``.
-
-    arXiv 1708.02002, appendix A; gamma is the steepness, beta the shift. Trained with "identical
-    settings" as the focal loss there (table 3), so with its alpha. It has no Triton kernel.
-    """
-
-    @configurable
-    def __init__(self, *, alpha: float | Sequence[float] | str, gamma: float, beta: float):
-        """
-        Args:
-            alpha: as in :class:`SigmoidLoss`.
-            gamma: positive.
-            beta: any.
-
-        Raises:
-            UserError: alpha or gamma is out of its range.
-        """
-        super().__init__(alpha=alpha)
-        if not gamma > 0:
-            raise UserError(
-                f"MODEL.RETINANET.FOCAL_STAR_GAMMA is {gamma}: choose a positive number, such as "
-                "the paper's 2 or 4"
-            )
-        self.gamma = gamma
-        self.beta = beta
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {
-            **super().from_config(cfg),
-            "gamma": cfg.MODEL.RETINANET.FOCAL_STAR_GAMMA,
-            "beta": cfg.MODEL.RETINANET.FOCAL_STAR_BETA,
-        }
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gamma={self.gamma}, beta={self.beta}"
-
-    @property
-    def loss_and_slope(self) -> FocalStarFormula:
-        return FocalStarFormula(self.gamma, self.beta)
-
-
 def sigmoid_focal_loss(
     pred_logits: Tensor, gt_labels: Tensor, *, alpha: float, gamma: float
 ) -> Tensor:
@@ -281,6 +213,9 @@ def check_gamma(gamma: float, name: str) -> float:
     """The same range in the module and the function: that of the paper's table 1b.
 
     More than 5 is rather a lost decimal point than a wish, and was tested by nobody.
+
+    Raises:
+        UserError: it is outside of it; ``name`` says what is.
     """
     if not 0 <= gamma <= 5:
         raise UserError(f"{name} is {gamma}: choose a number from 0 (cross entropy) to 5")

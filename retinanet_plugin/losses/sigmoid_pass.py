@@ -3,25 +3,19 @@
 Made of PyTorch's operations, for any loss of the kind that ``dense_sigmoid.py`` describes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, described
-from ..subnormal import flush_tiny_
+from .chunks import chunks
+from .stored_gradients import storage_scale
 
 # From errors -x_t, of any shape, to phi of them and its derivative.
 LossAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# Values of a chunk: on a CPU 2**17 float32 for a thread, which stay in its cache; a GPU wants few
-# large kernels.
-_CHUNK_SIZE = {"cpu": 1 << 17, "cuda": 1 << 24}
-# Gradients wait for backward in the type of the logits. Background gradients of a well-trained
-# model (p^2 and less) would underflow in float16; a power of two keeps them exact. It leaves room
-# for slopes up to 60; those of cross entropy and the focal losses stay below 3.
-_FLOAT16_SCALE = 2.0**10
 # Losses are summed in rows of this length, which no number of threads changes.
 _SUM_LENGTH = 4096
 # Of the losses of a chunk: more than this, or not a number, may hide what is not finite.
@@ -53,7 +47,7 @@ def dense_anchor_losses(
     )
     memory: list[Tensor] = []
     optional = [tensor for tensor in (grad, gt_qualities) if tensor is not None]
-    for logits, labels, out, *rest in _chunks([pred_logits, gt_labels, losses, *optional]):
+    for logits, labels, out, *rest in chunks([pred_logits, gt_labels, losses, *optional]):
         if logits.is_cpu and (not memory or memory[0].shape != logits.shape):
             memory = [torch.empty_like(logits, dtype=losses.dtype) for _ in range(5)]
         chunk = _Chunk(
@@ -187,27 +181,6 @@ def soft_foreground(
     )
 
 
-def multiply_gradients(grads: list[Tensor], grad_loss: Tensor) -> None:
-    """Multiply stored gradients, of levels of one type, by ``grad_loss``, a scalar, in place.
-
-    On a CPU, 0 stands for what is near the smallest normal number (2^-126 in float32) or less:
-    products with weights, in the convolutions that come next, would be below it, and take many
-    times as long.
-    """
-    for dtype in {grad.dtype for grad in grads}:
-        of_dtype = [grad for grad in grads if grad.dtype == dtype]
-        factor = grad_loss / storage_scale(of_dtype[0])
-        if dtype == factor.dtype and not factor.is_cpu:
-            torch._foreach_mul_(of_dtype, factor)  # one kernel
-            continue
-        for (chunk,) in (chunk for grad in of_dtype for chunk in _chunks([grad])):
-            # In float32: a loss scale may not fit float16, though its product with the gradient
-            # does. A vector of one value, unlike a scalar, takes the product to its type.
-            torch.mul(chunk, factor.view(1), out=chunk)
-            if chunk.is_cpu and dtype != torch.float16:  # whose smallest numbers all count
-                flush_tiny_(chunk)
-
-
 def sum_in_order(losses: Tensor) -> Tensor:
     """Their sum; on a CPU in an order that no number of threads changes."""
     if not losses.is_cpu:
@@ -220,36 +193,3 @@ def sum_in_order(losses: Tensor) -> Tensor:
 def arithmetic_dtype(pred_logits: Tensor) -> torch.dtype:
     """float32, or float64 for float64 logits."""
     return torch.promote_types(pred_logits.dtype, torch.float32)
-
-
-def storage_scale(grad: Tensor) -> float:
-    """What a gradient is multiplied by while it waits for backward."""
-    return _FLOAT16_SCALE if grad.dtype == torch.float16 else 1.0
-
-
-def _chunks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Split tensors that share their leading dimensions so that the first stays in the cache.
-
-    Parts are cut in the memory order of the first tensor, whose last dimension, the classes, is
-    not cut.
-    """
-    first = tensors[0]
-    size = _CHUNK_SIZE.get(first.device.type, _CHUNK_SIZE["cuda"])
-    if first.is_cpu:
-        size *= torch.get_num_threads()
-    order = sorted(range(first.dim() - 1), key=first.stride, reverse=True)
-    tensors = [t.permute((*order, *range(len(order), t.dim()))) for t in tensors]
-    return _split(tensors, size)
-
-
-def _split(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    first = tensors[0]
-    if first.numel() <= size or first.dim() == 1:
-        yield tensors
-    elif first[0].numel() > size:
-        for i in range(len(first)):
-            yield from _split([t[i] for t in tensors], size)
-    else:
-        step = size // first[0].numel()
-        for i in range(0, len(first), step):
-            yield [t[i : i + step] for t in tensors]

@@ -1,0 +1,53 @@
+"""FL*, the focal loss's alternative form."""
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, configurable
+
+from ..errors import UserError
+from .formulas import FocalStarFormula
+from .sigmoid_losses import CLS_LOSS_REGISTRY, SigmoidLoss
+
+
+@CLS_LOSS_REGISTRY.register()
+class FocalStarLoss(SigmoidLoss):
+    """FL* ``-alpha_t log(p_t*) / gamma`` with ``p_t* = sigmoid(gamma x_t + beta)``.
+
+    arXiv 1708.02002, appendix A; gamma is the steepness, beta the shift. Trained with "identical
+    settings" as the focal loss there (table 3), so with its alpha. It has no Triton kernel.
+    """
+
+    @configurable
+    def __init__(self, *, alpha: float | Sequence[float] | str, gamma: float, beta: float):
+        """
+        Args:
+            alpha: as in :class:`SigmoidLoss`.
+            gamma: positive.
+            beta: any.
+
+        Raises:
+            UserError: alpha or gamma is out of its range.
+        """
+        super().__init__(alpha=alpha)
+        if not gamma > 0:
+            raise UserError(
+                f"MODEL.RETINANET.FOCAL_STAR_GAMMA is {gamma}: choose a positive number, such as "
+                "the paper's 2 or 4"
+            )
+        self.gamma = gamma
+        self.beta = beta
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            **super().from_config(cfg),
+            "gamma": cfg.MODEL.RETINANET.FOCAL_STAR_GAMMA,
+            "beta": cfg.MODEL.RETINANET.FOCAL_STAR_BETA,
+        }
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma}, beta={self.beta}"
+
+    @property
+    def loss_and_slope(self) -> FocalStarFormula:
+        return FocalStarFormula(self.gamma, self.beta)
