@@ -20,11 +20,10 @@ from retinanet_plugin.report.drawing import (
     new_figure,
     pixels_of,
     save_figure,
-    shortened,
     show_picture,
-    text_options,
 )
 from retinanet_plugin.report.label_places import place_labels
+from retinanet_plugin.report.names import shortened, text_options
 
 # How people who lack one kind of cones see linear RGB (Machado, Oliveira and Fernandes 2009).
 SIGHTS = {

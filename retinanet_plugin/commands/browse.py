@@ -28,8 +28,9 @@ from ..engine import Trainer
 from ..engine.checks.config_checks import check_values
 from ..engine.checks.startup_log import log_on_console
 from ..engine.console_log import quiet
-from ..report.contact_sheet import draw_contact_sheet, name_without_font
-from ..report.drawing import can_be_drawn, evenly_spread, save_figure
+from ..report.contact_sheet import draw_contact_sheet
+from ..report.drawing import evenly_spread, save_figure
+from ..report.names import can_be_drawn, name_without_font
 from ..report.seen_images import seen_images
 from ..weights.building import check_model
 from .arguments import add_config_arguments, positive_number, read_config, shown_path

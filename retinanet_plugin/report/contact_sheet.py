@@ -12,21 +12,18 @@ from matplotlib.figure import Figure
 
 from .drawing import (
     DPI,
-    FONT_SIZE,
     REGION,
     SKY_BLUE,
     WHITE,
     YELLOW,
     add_axes,
-    can_be_drawn,
     draw_boxes,
     draw_legend,
     new_figure,
     outline,
-    shortened,
     show_picture,
-    text_options,
 )
+from .names import FONT_SIZE, can_be_drawn, name_without_font, shortened, text_options
 from .seen_images import SeenImage
 
 STYLES = {
@@ -73,11 +70,6 @@ def draw_contact_sheet(images: Sequence[SeenImage], class_names: Sequence[str]) 
             _write_caption(figure, image, left, bottom - 0.05)
         bottom -= CAPTION + GAP
     return figure
-
-
-def name_without_font(index: int) -> str:
-    """What a class is called whose name the installed fonts lack characters of."""
-    return f"class {index}"
 
 
 def _kinds(images: Sequence[SeenImage]) -> list[str]:

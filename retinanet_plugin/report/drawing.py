@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
@@ -19,19 +17,12 @@ from PIL import Image
 from ..errors import UserError
 from ..whole_files import write_whole_file
 from .label_places import place_labels
+from .names import FONT_SIZE, text_options
 
 DPI = 100
-FONT_SIZE = 10  # points
-MOST_CHARACTERS = 28  # of a class name in a picture
 # More boxes than this in a picture have thinner lines, and labels of all take this share of it.
 MANY_BOXES = 40
 ROOM_FOR_LABELS = 0.25
-# Fonts with Chinese, Japanese and Korean letters, of which Matplotlib brings none.
-_EAST_ASIAN_FONTS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-    "Droid Sans Fallback", "SimHei", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS",
-    "PingFang SC", "Hiragino Sans",
-)  # fmt: skip
 
 
 class Style(NamedTuple):
@@ -133,11 +124,6 @@ def draw_boxes(
     return places.count(None)
 
 
-def text_options(size: float = FONT_SIZE) -> dict[str, Any]:
-    """Of Matplotlib's texts that show names, in which nothing is a formula."""
-    return {"fontsize": size, "fontfamily": _font_families(), "parse_math": False}
-
-
 def outline(box: np.ndarray) -> list[tuple[float, float]]:
     """The four corners of a box (x1, y1, x2, y2), in turn."""
     x1, y1, x2, y2 = box.tolist()
@@ -163,15 +149,6 @@ def draw_legend(
     )
 
 
-def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
-    """A name on one line, of ``most`` characters: a longer one lacks its middle."""
-    text = " ".join(text.split())
-    end = most // 3
-    if len(text) <= most:
-        return text
-    return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
-
-
 def pixels_of(figure: Figure) -> np.ndarray:
     """What a figure of :func:`new_figure` looks like: (H, W, 3) uint8, RGB."""
     canvas = figure.canvas
@@ -194,24 +171,6 @@ def save_figure(figure: Figure, path: str) -> None:
             f"{os.path.splitext(path)[0]}.png"
         )
     write_whole_file(path, lambda file: figure.savefig(file, dpi=DPI, format=file_type))
-
-
-def can_be_drawn(text: str) -> bool:
-    """Whether the installed fonts have all characters of a text, which are empty boxes if not."""
-    fonts = _characters_of_fonts()
-    return all(any(ord(x) in font for font in fonts) for x in text if not x.isspace())
-
-
-@cache
-def _characters_of_fonts() -> list[set[int]]:
-    paths = [font_manager.findfont(family) for family in _font_families()]
-    return [set(font_manager.get_font(path).get_charmap()) for path in paths]
-
-
-@cache
-def _font_families() -> list[str]:
-    installed = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *(font for font in _EAST_ASIAN_FONTS if font in installed)]
 
 
 def _strokes(kind: str, styles: Mapping[str, Style], thickness: float = 1) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..drawing import shortened, text_options
+from ..names import shortened, text_options
 from .boxes import Truth
 from .evaluation import Evaluation
 from .scores import GRID, NUM_BINS, f1_scores

@@ -18,9 +18,9 @@ from ..drawing import (
     draw_boxes,
     draw_legend,
     new_figure,
-    shortened,
     show_picture,
 )
+from ..names import shortened
 from .shown_boxes import ShownBox
 
 STYLES = {
