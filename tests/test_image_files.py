@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from retinanet_plugin.data.dataset_facts import DatasetFacts
@@ -16,6 +17,7 @@ from retinanet_plugin.data.images.decoding import decode_images
 from retinanet_plugin.data.images.header_cache import read_headers
 from retinanet_plugin.data.images.image_files import (
     check_image_files,
+    count_trained,
     inspect_image_files,
     without_bad_images,
 )
@@ -349,6 +351,18 @@ def test_of_a_test_set_the_warning_says_that_the_objects_count_as_missed(tmp_pat
 def test_a_set_without_any_good_image_is_an_error_all_the_same(tmp_path, small_cfg):
     small_cfg.DATASETS.SKIP_BAD_IMAGES = True
     assert "none of them can be used" in str(only_error(small_cfg, tmp_path / "missing.jpg"))
+
+
+def test_good_images_without_objects_are_nothing_to_train_on(tmp_path, small_cfg):
+    small_cfg.DATASETS.SKIP_BAD_IMAGES = True
+    small_cfg.DATASETS.TRAIN = ("mine",)
+    datasets = facts_of(draw(tmp_path / "good.jpg"), tmp_path / "missing.jpg")
+    box = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    datasets["mine"].images[1]["annotations"] = [box]
+    findings, images = inspect_image_files(datasets, small_cfg)
+    assert count_trained(datasets["mine"], images["mine"], small_cfg) == 0
+    (error,) = findings.errors.values()
+    assert "none that has an object can be used" in str(error)
 
 
 def test_by_default_bad_images_stay_and_are_an_error(tmp_path, small_cfg):

@@ -124,6 +124,22 @@ def test_any_data_give_a_plan_that_trains(name, tmp_path):
 
 
 @pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("num_images", "num_val"), [(1, 1), (2, 0), (3, 2), (5, 0), (7, 1)])
+def test_few_images_give_a_plan_that_nothing_is_to_be_said_against(
+    num_images, num_val, tmp_path, capsys
+):
+    arguments = ["--train", write_data(tmp_path / "data", num_images)]
+    if num_val:
+        arguments += ["--val", write_data(tmp_path / "val", num_val)]
+    main(["new", str(tmp_path / "plan"), *arguments])
+    assert "warning" not in capsys.readouterr().out
+    main(["doctor", "--config-file", str(tmp_path / "plan/config.yaml")])
+    assert "no errors, no warnings" in capsys.readouterr().out
+    cfg = load_config(str(tmp_path / "plan/config.yaml"))
+    assert cfg.SOLVER.IMS_PER_BATCH == (num_images if num_val else num_images - 1)
+
+
+@pytest.mark.usefixtures("measured")
 def test_images_for_validation_can_be_named(tmp_path):
     data = write_data(tmp_path / "data", 3, names=("a", "b"))
     val = write_data(tmp_path / "val", 2, names=("b", "a"))

@@ -24,7 +24,7 @@ from retinanet_plugin.data.planning.network import (
     choose_precision,
 )
 from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
-from retinanet_plugin.data.planning.schedule import START_SECONDS, plan_schedule
+from retinanet_plugin.data.planning.schedule import START_SECONDS, plan_schedule, usual_batch
 
 # Boxes of 30 pixels that cover a quarter of 800x600.
 MANY_SMALL = [(x, y, 30, 30) for x in range(0, 780, 60) for y in range(0, 580, 60)]
@@ -208,9 +208,13 @@ def test_a_long_evaluation_is_done_once():
     assert schedule.num_evaluations == 1
 
 
-def test_few_images_need_not_all_the_time():
-    schedule = plan_schedule(3, 1, 8, 0.1, StepCost(0.01, 0.0, 0.01), 1e6)
-    assert schedule.iterations == 1000
+@pytest.mark.parametrize(
+    ("num_images", "batch", "iterations"), [(1, 1, 500), (7, 7, 500), (9, 8, 562), (100, 8, 3750)]
+)
+def test_few_images_need_not_all_the_time(num_images, batch, iterations):
+    assert usual_batch(num_images) == batch
+    schedule = plan_schedule(num_images, 1, batch, 0.1, StepCost(0.01, 0.0, 0.01), 1e6)
+    assert schedule.iterations == iterations
     assert schedule.is_whole
     assert schedule.seconds < 100
 

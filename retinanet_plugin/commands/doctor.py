@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -18,7 +17,7 @@ from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
 from ..data.findings import Findings
 from ..data.images.decoding import decode_images
-from ..data.images.image_files import ImageFacts, inspect_image_files
+from ..data.images.image_files import ImageFacts, count_trained, inspect_image_files
 from ..data.resized_boxes import resized_boxes
 from ..engine import Checkpointer, check_weights
 from ..engine.checks.config_checks import config_errors, config_warnings
@@ -177,16 +176,9 @@ class Doctor:
         names = self.cfg.DATASETS.TRAIN
         if not names or any(name not in self.datasets for name in names):
             return None
-        return sum(map(self._num_trained_of, names))
-
-    def _num_trained_of(self, name: str) -> int:
-        facts = self.datasets[name]
-        is_trained = np.ones(facts.num_images, bool)
-        if self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            is_trained = facts.boxes_per_image > 0
-        if self.cfg.DATASETS.SKIP_BAD_IMAGES and name in self.images:
-            is_trained[list(self.images[name].bad)] = False
-        return int(is_trained.sum())
+        return sum(
+            count_trained(self.datasets[name], self.images.get(name), self.cfg) for name in names
+        )
 
     def _decode(self, name: str) -> list[str]:
         findings = Findings()

@@ -19,14 +19,14 @@ from ..data.annotations.coco_json import register_coco_json
 from ..data.checks import inspect_datasets
 from ..data.dataset_facts import DatasetFacts
 from ..data.findings import counted
-from ..data.images.image_files import inspect_image_files
+from ..data.images.image_files import count_trained, inspect_image_files
 from ..data.planning.choice import Choice, options
 from ..data.planning.config_text import config_text
 from ..data.planning.durations import in_words
 from ..data.planning.intake import Intake, take_in
 from ..data.planning.network import PRECISION, base_of, base_path, choose_network
 from ..data.planning.plan import Wishes, plan_for_data
-from ..data.planning.schedule import LEAST_BUDGET, USUAL_BATCH, plan_schedule
+from ..data.planning.schedule import LEAST_BUDGET, plan_schedule, usual_batch
 from ..engine import check_weights
 from ..engine.console_log import quiet
 from ..engine.step_cost import measure_fitting_batch, measure_machine
@@ -103,7 +103,8 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     intake = take_in(args.train, args.val)
     named = _name_data(intake, folder)
     cfg = _draft([*named, *choose_network(device, wishes.weights)], wishes, intake)
-    train = _checked(cfg)
+    train, num_trained = _checked(cfg)
+    cfg.SOLVER.IMS_PER_BATCH = usual_batch(num_trained)
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
 
     print("\nmeasuring what steps cost here, half a minute ...", flush=True)
@@ -111,7 +112,7 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     plan = plan_for_data(train, machine, wishes)
     cfg.merge_from_list(options(plan.choices))
     batch, cost = measure_fitting_batch(cfg)
-    sizes = len(intake.train.images), len(intake.val.images)
+    sizes = num_trained, len(intake.val.images)
     schedule = plan_schedule(*sizes, batch, plan.learning_rate, cost, wishes.budget)
     choices = [*plan.choices, *schedule.choices(wishes.budget)]
     _print_section("decided", [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason])
@@ -159,27 +160,28 @@ def _draft(choices: Sequence[Choice], wishes: Wishes, intake: Intake) -> CfgNode
     cfg = load_config(base_path(base_of(wishes.weights)))
     cfg.merge_from_list(options(choices))
     cfg.MODEL.RETINANET.NUM_CLASSES = len(intake.train.class_names)
-    cfg.SOLVER.IMS_PER_BATCH = USUAL_BATCH
+    cfg.SOLVER.IMS_PER_BATCH = 1  # until it is known how many images can be trained on
     cfg.INPUT.MIN_SIZE_TRAIN = (_DRAFT_EDGE,)
     cfg.INPUT.MIN_SIZE_TEST = _DRAFT_EDGE
     cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 2 * _DRAFT_EDGE
     return cfg
 
 
-def _checked(cfg: CfgNode) -> DatasetFacts:
-    """What the training set has, after the checks of data and image files.
+def _checked(cfg: CfgNode) -> tuple[DatasetFacts, int]:
+    """What the training set has, and how many of its images are trained on.
 
     Raises:
         UserError: of the first error.
     """
     findings, facts = inspect_datasets(cfg)
-    of_files, _ = inspect_image_files(facts, cfg)
+    of_files, images = inspect_image_files(facts, cfg)
     findings.extend(of_files)
-    for error in findings.errors.values():
-        raise UserError(str(error))
     if findings.warnings:
         _print_section("warnings", [str(warning) for warning in findings.warnings.values()])
-    return facts[cfg.DATASETS.TRAIN[0]]
+    for error in findings.errors.values():
+        raise UserError(str(error))
+    (name,) = cfg.DATASETS.TRAIN
+    return facts[name], count_trained(facts[name], images[name], cfg)
 
 
 def _facts(intake: Intake) -> list[str]:

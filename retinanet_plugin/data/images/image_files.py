@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
@@ -94,8 +95,14 @@ def _inspect(dataset: DatasetFacts, cfg: CfgNode, findings: Findings) -> ImageFa
             _note(facts, header)
             _warn_of_changes(findings, source, dataset.describe_image(index), header)
     check_pixels(dataset, findings)
-    if skips and 0 < len(facts.bad) == facts.num_images:
-        findings.error("all bad", source, "none of them can be used", "see the warnings")
+    if skips and facts.bad:
+        what = ""
+        if len(facts.bad) == facts.num_images:
+            what = "none of them can be used"
+        elif dataset.name in cfg.DATASETS.TRAIN and not count_trained(dataset, facts, cfg):
+            what = "none that has an object can be used"
+        if what:
+            findings.error("all bad", source, what, "see the warnings")
     return facts
 
 
@@ -174,6 +181,22 @@ def _note(facts: ImageFacts, header: ImageHeader) -> None:
     facts.num_turned += header.orientation > 1
     facts.num_transparent += header.is_transparent
     facts.num_animated += header.is_animated
+
+
+def count_trained(dataset: DatasetFacts, images: ImageFacts | None, cfg: CfgNode) -> int:
+    """How many images of a data set a training takes.
+
+    Args:
+        dataset: of ``DATASETS.TRAIN``.
+        images: its files; None: they are taken to be good.
+        cfg: of the training.
+    """
+    is_trained = np.ones(dataset.num_images, bool)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        is_trained = dataset.boxes_per_image > 0
+    if cfg.DATASETS.SKIP_BAD_IMAGES and images is not None:
+        is_trained[list(images.bad)] = False
+    return int(is_trained.sum())
 
 
 def without_bad_images(images: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:

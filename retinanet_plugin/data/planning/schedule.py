@@ -18,6 +18,7 @@ EVALUATION_SECONDS = 4.0
 EVAL_SHARE = 0.1
 _MOST_EVALUATIONS = 5
 _MOST_EPOCHS, _LEAST_ITERATIONS = 300, 1000
+_MOST_EPOCHS_OF_FEW = 500  # with more, the doctor says that images are seen absurdly often
 _FEW_EPOCHS, _FEW_ITERATIONS = 1, 100
 USUAL_BATCH = 8
 _WARM_UP = 100
@@ -72,6 +73,15 @@ class Schedule:
         return f"{self.epochs:,.0f} times" if self.epochs >= 10 else f"{self.epochs:.2g} times"
 
 
+def usual_batch(num_images: int) -> int:
+    """Images of a step, of which none is there twice.
+
+    Args:
+        num_images: that are trained on.
+    """
+    return min(USUAL_BATCH, num_images)
+
+
 def plan_schedule(
     num_images: int, num_val: int, batch: int, lr_of_8: float, cost: StepCost, budget: float
 ) -> Schedule:
@@ -90,7 +100,8 @@ def plan_schedule(
     num_evaluations = max(1, min(affordable, _MOST_EVALUATIONS))
     step = cost.seconds * _OVERHEAD
     left = budget - START_SECONDS - num_evaluations * evaluation
-    wanted = max(_LEAST_ITERATIONS, _MOST_EPOCHS * num_images // batch)
+    most, most_of_few = (n * num_images // batch for n in (_MOST_EPOCHS, _MOST_EPOCHS_OF_FEW))
+    wanted = max(most, min(_LEAST_ITERATIONS, most_of_few))
     iterations = max(1, min(int(left / step), wanted))
     num_evaluations = min(num_evaluations, iterations)
     return Schedule(
