@@ -1,5 +1,6 @@
-"""The one exception for what a user can mend: a wrong key, file, name or number."""
+"""The one exception for what a user can mend, and words that its sentences are made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -28,6 +29,12 @@ def described(returned: object) -> str:
         dtype = str(returned.dtype).removeprefix("torch.")
         return f"a tensor of shape {tuple(returned.shape)}, {dtype}"
     return type(returned).__name__
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first ``most`` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def registered(registry: Registry, name: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.loading.training_order import TrainingLoader
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..weights.changed_config import changed_values
 
 logger = logging.getLogger("detectron2.resume")
@@ -137,10 +137,8 @@ def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> li
 def say_changed_values(saved_config: str, cfg: CfgNode) -> None:
     """One line of the log, if anything differs: see :func:`changed_values`."""
     changes = changed_values(saved_config, cfg)
-    if not changes:
-        return
-    more = f", and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
-    logger.warning(f"resuming with other values: {', '.join(changes[:_MOST_CHANGES])}{more}")
+    if changes:
+        logger.warning(f"resuming with other values: {listed(changes, _MOST_CHANGES)}")
 
 
 def _check_shapes(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
@@ -169,8 +167,8 @@ def _optimizer_name(optimizer: torch.optim.Optimizer) -> str:
 def _check_data(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
     if saved["classes"] != now["classes"]:
         raise UserError(
-            f"{path} is of a training on the classes {_list(saved['classes'])}, and the data have "
-            f"{_list(now['classes'])}: {_remedy(path)}"
+            f"{path} is of a training on the classes {listed(saved['classes'])}, and the data have "
+            f"{listed(now['classes'])}: {_remedy(path)}"
         )
     names = " and ".join(now["data_sets"])
     if (saved["num_images"], saved["files"]) != (now["num_images"], now["files"]):
@@ -183,10 +181,6 @@ def _check_data(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
             f"the annotations of {names} are not those that the training began with: it goes on "
             "with the present ones"
         )
-
-
-def _list(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _remedy(path: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..weights.finite_numbers import is_finite
 
 # A pattern for a whole name, and what takes its place.
@@ -89,9 +89,8 @@ def rename(
         else:
             renamed[new] = torch.as_tensor(x).float()
     if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{source} has {unknown[0]}{more}, for which this model has no place: only ResNets "
+            f"{source} has {listed(unknown, 1)}, for which this model has no place: only ResNets "
             "with plain blocks, and heads without other branches, are translated"
         )
     return renamed

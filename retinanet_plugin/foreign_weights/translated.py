@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..config import add_retinanet_config
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..weights.checkpoint_contents import describe_training
 from ..weights.weight_files import write_weights
 from ..whole_files import refuse_existing, write_whole_file
@@ -69,9 +69,8 @@ class Translated:
         }
         missing = [name for name in wanted if name not in self.weights]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(
-                f"{source} has nothing for {missing[0]}{more}: give the weights of a whole model"
+                f"{source} has nothing for {listed(missing, 1)}: give the weights of a whole model"
             )
         for name, x in self.weights.items():
             if name not in wanted or x.shape != wanted[name]:

@@ -1,10 +1,10 @@
 """Hundreds of names of parameters in few words, for one line of a log."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
-_SHOWN = 4  # names in a list
+from ..errors import listed
 
 
 def groups(names: Iterable[str], of_all: Iterable[str]) -> str:
@@ -24,9 +24,3 @@ def _within(name: str) -> list[str]:
 def prefixes(names: Iterable[str]) -> list[str]:
     """The first two words of each name, each once."""
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first ones, and how many more there are."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from .finite_numbers import is_finite
-from .short_names import groups, listed, prefixes
+from .short_names import groups, prefixes
 
 # What Detectron2 has or has not saved in its time; models compute it from the config.
 _NO_WEIGHTS = ("pixel_mean", "pixel_std", "num_batches_tracked", "loss_normalizer")

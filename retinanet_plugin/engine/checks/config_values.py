@@ -61,8 +61,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-# Of COCO's evaluation of boxes, in which AP-NAME is of one class; Pascal VOC's has the first three.
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# Of COCO's evaluation of boxes, in which AP-NAME is of one class.
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+VOC_METRICS = COCO_METRICS[:3]
 
 
 def _is_expected_result(value: Any) -> bool:
@@ -72,7 +73,7 @@ def _is_expected_result(value: Any) -> bool:
         and len(value) == 4
         and value[0] == "bbox"
         and _is_text(value[1])
-        and (value[1] in _METRICS or value[1].startswith("AP-"))
+        and (value[1] in COCO_METRICS or value[1].startswith("AP-"))
         and all(map(_is_number, value[2:]))
     )
 
@@ -148,7 +149,7 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
     (
         "TEST.EXPECTED_RESULTS",
         _list_of(_is_expected_result),
-        f"[['bbox', 'AP', 38.5, 0.2]], with one of {', '.join(_METRICS)} or AP-NAME of a class",
+        f"[['bbox', 'AP', 38.5, 0.2]], with one of {', '.join(COCO_METRICS)} or AP-NAME of a class",
     ),
     ("TEST.AUG.ENABLED", lambda on: not on, "False, since test-time augmentation is not done here"),
     ("SEED", _whole(-(2**31), 2**31 - 1), "a whole number below 2147483648 (below 0: at random)"),

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ...config import add_retinanet_config, flattened
+from ...errors import listed
 from .config_conflicts import is_reversed_mean
 
 _RGB_STD = (58.395, 57.120, 57.375)
@@ -32,8 +33,7 @@ def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
     """
     unread = _set_for_other_models(cfg)
     if unread:
-        more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
-        yield f"RetinaNet does not read {', '.join(unread[:4])}{more}, which the config sets"
+        yield f"RetinaNet does not read {listed(unread)}, which the config sets"
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         yield (
             "MODEL.META_ARCHITECTURE is RetinaNet, Detectron2's own, which does not read "

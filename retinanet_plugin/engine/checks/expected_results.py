@@ -1,15 +1,15 @@
 """Whether TEST.EXPECTED_RESULTS can be met at all, known before hours of training."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 
 from ...data.checks import check_evaluator_type
 from ...data.dataset_facts import DatasetFacts
-from ...errors import UserError
+from ...errors import UserError, listed
+from .config_values import COCO_METRICS, VOC_METRICS
 
-_OF_VOC = ("AP", "AP50", "AP75")
-_OF_COCO = (*_OF_VOC, "APs", "APm", "APl")
+_MOST_NAMED = 20
 
 
 def check_expected_results(cfg: CfgNode, datasets: dict[str, DatasetFacts]) -> None:
@@ -31,23 +31,18 @@ def check_expected_results(cfg: CfgNode, datasets: dict[str, DatasetFacts]) -> N
             f"TEST.EXPECTED_RESULTS is {cfg.TEST.EXPECTED_RESULTS} but the test set {name} has no "
             "boxes to evaluate with: empty TEST.EXPECTED_RESULTS, or name another data set"
         )
-    given = list(_OF_VOC if check_evaluator_type(name) == "pascal_voc" else _of_coco(facts))
+    given = list(VOC_METRICS if check_evaluator_type(name) == "pascal_voc" else _of_coco(facts))
     for _, metric, *_ in cfg.TEST.EXPECTED_RESULTS:
         if metric not in given:
             raise UserError(
                 f"TEST.EXPECTED_RESULTS has {metric}, which the evaluation of {name} does not "
-                f"give: choose from {_listed(given)}"
+                f"give: choose from {listed(given, _MOST_NAMED)}"
             )
 
 
 def _of_coco(facts: DatasetFacts) -> Iterator[str]:
-    yield from _OF_COCO
+    yield from COCO_METRICS
     if len(facts.class_names) > 1:  # of a single class there is only the mean
         for name, count in zip(facts.class_names, facts.class_counts):
             if count:  # of none, AP is NaN, which no tolerance allows
                 yield f"AP-{name}"
-
-
-def _listed(names: Collection[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join([*names][:most]) + more

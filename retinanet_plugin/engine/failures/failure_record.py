@@ -1,6 +1,7 @@
 """A training step that fails leaves a folder from which it can be run again."""
 
 import json
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,16 +13,15 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, listed
 from ...weights.finite_numbers import parameters_not_finite
 from ...whole_files import write_whole_file
 from ..validation import bare_model
 from .kinds import MEMORY_REMEDY
 from .sentences import in_one_line, is_out_of_memory, sentence_of
-from .training_step import TrainingStep, gradient_norm, is_finite, run_again
+from .training_step import TrainingStep, gradient_norm, run_again
 
 STEP, WEIGHTS, CONFIG, SUMMARY = "step.pth", "model.pth", "config.yaml", "summary.json"
-_MOST_NAMES = 3
 
 
 class StepRecorder:
@@ -75,7 +75,7 @@ class StepRecorder:
     def _failed_part(self) -> tuple[TrainingStep, dict[str, float]]:
         """That with a loss that is not finite, or the last one; and these losses."""
         for part, losses in zip(self._parts, self._losses):
-            wrong = {name: float(x) for name, x in losses.items() if not is_finite(float(x))}
+            wrong = {name: float(x) for name, x in losses.items() if not math.isfinite(float(x))}
             if wrong:
                 return part, wrong
         return self._parts[-1], {}
@@ -102,14 +102,14 @@ class StepRecorder:
         if spoiled and self._names_before:
             or_other = " or of another process" if comm.get_world_size() > 1 else ""
             said += (
-                f": the weights were not finite before it ({_list(spoiled)}): the losses of the "
-                f"step before were finite but its gradient was not, of {_list(self._names_before)}"
+                f": the weights were not finite before it ({listed(spoiled)}): the losses of the "
+                f"step before were finite but its gradient was not, of {listed(self._names_before)}"
                 f"{or_other}"
             )
         elif spoiled:
-            said += f": the weights that were loaded are not finite ({_list(spoiled)})"
+            said += f": the weights that were loaded are not finite ({listed(spoiled)})"
         elif 0 < len(culprits) < len(step.inputs):
-            said += f": {_list(culprits)} alone gives that, look at its image and boxes"
+            said += f": {listed(culprits)} alone gives that, look at its image and boxes"
         rate = max(summary["learning_rates"])
         remedy = (
             f"lower SOLVER.BASE_LR (the rate was {rate:.3g}), lengthen SOLVER.WARMUP_ITERS, or set "
@@ -199,9 +199,4 @@ def _readable(value: Any) -> Any:
         return {key: _readable(x) for key, x in value.items()}
     if isinstance(value, list):
         return [_readable(x) for x in value]
-    return str(value) if isinstance(value, float) and not is_finite(value) else value
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """One training step by itself: all it depends on, to run it again and look into it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,7 @@ class StepReport:
 
     def not_finite(self) -> list[str]:
         """Names of the losses that are not finite."""
-        return [name for name, loss in self.losses.items() if not is_finite(loss)]
+        return [name for name, loss in self.losses.items() if not math.isfinite(loss)]
 
 
 def run_again(
@@ -131,10 +132,6 @@ def statistics(values: Tensor) -> dict[str, float | None]:
         "mean": float(finite.mean()),
         "not_finite": share,
     }
-
-
-def is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
 
 
 def _to_plain(record: dict[str, Any]) -> dict[str, Any]:
