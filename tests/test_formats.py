@@ -547,8 +547,42 @@ def test_missing_images_are_named_and_counted(tmp_path):
     image(tmp_path / "images/a.jpg")
     path = write(tmp_path / "coco.json", coco(["a.jpg", "b.jpg", "c.jpg"]))
     text = message(path)
-    assert f"names the image b.jpg, which is not in {tmp_path}/images (1 more like it)" in text
+    place = f"which is not in {tmp_path}/images (2 of 3 images are missing)"
+    assert f"{path} names the image b.jpg, {place}: put them there, name their folder" in text
     assert "is not a folder: correct its path" in message(path, tmp_path / "gone")
+
+
+def write_40_as(kind, folder):
+    """A data set of 40 images; returns what to read."""
+    names = [f"{i:02}.jpg" for i in range(40)]
+    for name in names:
+        image(folder / "images" / name)
+        if kind == "voc":
+            write(folder / name.replace("jpg", "xml"), voc((1, 2, 9, 8), name=name))
+        elif kind == "yolo":
+            write(folder / "labels" / name.replace("jpg", "txt"), "0 0.5 0.5 0.2 0.4")
+    if kind == "coco":
+        return write(folder / "all.json", coco(names))
+    if kind == "csv":
+        return write(folder / "all.csv", "".join(f"{name},1,2,9,8,cat\n" for name in names))
+    if kind == "yolo":
+        write(folder / "classes.txt", "cat")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["coco", "csv", "voc", "yolo"])
+def test_few_images_that_were_deleted_are_left_out_and_noted(tmp_path, kind):
+    path = write_40_as(kind, tmp_path)
+    for name in ("07.jpg", "31.jpg"):
+        (tmp_path / "images" / name).unlink()
+    dataset = read_dataset(path)
+    assert len(dataset.images) == 38
+    assert dataset.image_folder == f"{tmp_path}/images"
+    (note,) = [note for note in dataset.notes if "left out of 40" in note]
+    assert note.startswith("2 ")
+    assert "07." in note
+    (tmp_path / "images/12.jpg").unlink()
+    assert "3 of 40" in message(path)
 
 
 def test_coco_that_is_not_so_is_named_by_its_entry(tmp_path):

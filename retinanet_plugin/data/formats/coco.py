@@ -8,7 +8,7 @@ from ...whole_files import write_whole_file
 from ..annotations.coco_format import read_content, to_coco_file
 from ..findings import Findings, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .sizes import take_sizes
 
 
@@ -32,14 +32,15 @@ def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
     assert coco is not None
     names = [(image["file_name"],) for image in coco.images]
     images = []
-    for entry, file_name in zip(coco.images, find_images(names, path, image_folder)):
+    for entry in coco.images:
         boxes = []
         for annotation in entry["annotations"]:
             x, y, width, height = annotation["bbox"]
             label = coco.class_names[annotation["category_id"]]
             boxes.append(Box(label, x, y, x + width, y + height, bool(annotation["iscrowd"])))
         size = entry.get("width", 0), entry.get("height", 0)
-        images.append(AnnotatedImage(file_name, boxes, *size, split_of_file(path)))
+        images.append(AnnotatedImage("", boxes, *size, split_of_file(path)))
+    notes += place_images(images, names, path, image_folder)
     return AnnotatedImages("COCO", coco.class_names, images, notes + take_sizes(images))
 
 

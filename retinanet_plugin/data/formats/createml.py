@@ -7,7 +7,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, plain
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .json_files import read_json_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
@@ -34,10 +34,10 @@ def read_createml(path: str, image_folder: str | None) -> AnnotatedImages:
         if not isinstance(boxes, list):
             raise UserError(f"{where} has annotations {shown(boxes)}: write a list")
         all_boxes.append([_box(box, f"annotation {j} of {where}") for j, box in enumerate(boxes)])
-    files = find_images(names, path, image_folder)
     split = split_of_file(path)
-    images = [AnnotatedImage(x, boxes, split=split) for x, boxes in zip(files, all_boxes)]
-    notes = take_sizes(images)
+    images = [AnnotatedImage("", boxes, split=split) for boxes in all_boxes]
+    notes = place_images(images, names, path, image_folder)
+    notes += take_sizes(images)
     return AnnotatedImages("CreateML", class_names_of(images), images, notes)
 
 

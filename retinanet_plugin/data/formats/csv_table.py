@@ -10,7 +10,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .numbers import to_corners, to_label, to_number
 from .sizes import take_sizes
 
@@ -82,12 +82,10 @@ def read_csv_table(path: str, image_folder: str | None) -> AnnotatedImages:
             is_group = "isgroupof" in table.columns and row[table.columns["isgroupof"]] == "1"
             boxes.append(Box(label, x1, y1, x2, y2, is_group))
     names = [(name,) for name in boxes_of]
-    files = find_images(names, path, image_folder)
     split = split_of_file(path)
-    images = [
-        AnnotatedImage(file, boxes, split=split) for file, boxes in zip(files, boxes_of.values())
-    ]
-    notes = take_sizes(images)
+    images = [AnnotatedImage("", boxes, split=split) for boxes in boxes_of.values()]
+    notes = place_images(images, names, path, image_folder)
+    notes += take_sizes(images)
     if _is_open_images(table.columns):
         _to_pixels(images, path)
     return AnnotatedImages("CSV", class_names_of(images), images, notes)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import UserError
+from ..findings import counted
+from .annotated_images import AnnotatedImage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data")
@@ -15,6 +17,8 @@ _OF_ANNOTATIONS = re.compile("ann|label|xml|json|csv|data|coco|voc")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 
+# Images that were deleted since, and no mistake of the place: up to this share is left out.
+_FEW_MISSING = 0.05
 _DEEPEST = 16  # levels of folders: more are no data set
 
 Name = tuple[str, ...]  # what an image may be called, the likeliest first
@@ -46,29 +50,47 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
-def find_images(
+def are_few_missing(num_missing: int, num_images: int) -> bool:
+    """Whether so few files lack that the others are a data set without them."""
+    return num_missing <= _FEW_MISSING * num_images
+
+
+def place_images(
+    images: list[AnnotatedImage],
     names: Sequence[Name],
     annotation_file: str,
     image_folder: str | None,
     sources: Sequence[str] = (),
 ) -> list[str]:
-    """The files of an annotation file's images.
+    """Set the files of an annotation file's images, and remove images that have none, if few.
 
     A name is tried as it is; then with ``/`` for ``\\``; then without its folders, which may be
     those of another machine. One without an image's suffix stands for the file of that stem.
 
     Args:
+        images: whose ``file_name``, an absolute path, each file once, is set.
         names: of each image what it may be called.
         annotation_file: beside which the images are looked for.
         image_folder: where they are; None: look in the usual places.
         sources: the files that have the names, where each has its own.
 
     Returns:
-        absolute paths, in the order of ``names``, each file once.
+        a note on the images that were removed.
 
     Raises:
-        UserError: no place has all of them, or two are as likely.
+        UserError: no place has nearly all of them, or two are as likely.
     """
+    paths, notes = _find(names, annotation_file, image_folder, sources)
+    for image, path in zip(images, paths):
+        image.file_name = path or ""
+    images[:] = [image for image in images if image.file_name]
+    return notes
+
+
+def _find(
+    names: Sequence[Name], annotation_file: str, image_folder: str | None, sources: Sequence[str]
+) -> tuple[Sequence[str | None], list[str]]:
+    """Of each image its path, or None; and a note on these."""
     if image_folder is not None and not os.path.isdir(image_folder):
         raise UserError(f"the image folder {image_folder} is not a folder: correct its path")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -76,7 +98,7 @@ def find_images(
         raise UserError(f"{annotation_file} names {twice[0][0]} twice: remove one of them")
     places = _places(os.path.abspath(annotation_file), image_folder)
     found: tuple[_Rank, str, list[str]] | None = None
-    closest: tuple[str, list[int]] | None = None  # a folder, and what it lacks
+    closest: tuple[str, list[int], list[str | None]] | None = None  # a folder, and what it lacks
     for rank, place in places:
         if found and not found[0] == rank == (rank[0], _UNCERTAIN):
             break
@@ -86,7 +108,7 @@ def find_images(
         complete = [path for path in paths if path is not None]
         if lacking:
             if closest is None or len(lacking) < len(closest[1]):
-                closest = place, lacking
+                closest = place, lacking, paths
         elif found is None:
             found = rank, place, complete
         elif complete != found[2]:
@@ -95,16 +117,22 @@ def find_images(
                 "the image folder"
             )
     if found:
-        return found[2]
+        return found[2], []
     assert closest is not None
-    folder, lacking = closest
-    more = f" ({len(lacking) - 1:,} more like it)" if len(lacking) > 1 else ""
+    folder, lacking, paths = closest
     name, source = names[lacking[0]][0], sources[lacking[0]] if sources else annotation_file
+    if are_few_missing(len(lacking), len(names)):
+        are = counted(len(lacking), "image is", "images are")
+        return paths, [
+            f"{are} left out of {len(names):,}, which {folder} does not have; the first is {name} "
+            f"of {source}"
+        ]
     if len(lacking) == len(names):
         folder = ", ".join([place for _, place in places[:4]])
     raise UserError(
-        f"{source} names the image {name}, which is not in {folder}{more}: put it there, "
-        "name the folder of the images, or remove it from the annotations"
+        f"{source} names the image {name}, which is not in {folder} ({len(lacking):,} of "
+        f"{len(names):,} images are missing): put them there, name their folder, for which convert "
+        "has --images, or remove them from the annotations"
     )
 
 

@@ -16,7 +16,7 @@ from .annotated_images import (
     plain,
     without_area,
 )
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .json_files import read_json_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
@@ -56,9 +56,8 @@ def read_labelme(paths: Sequence[str], image_folder: str | None) -> AnnotatedIma
         num_left_out += sum(shape["shape_type"] in _NO_AREAS for shape in shapes)
         width, height = (_size(content.get(key), f"{path} has {key}") for key in _SIZE_KEYS)
         images.append(AnnotatedImage("", boxes, width, height, split_of_file(path)))
-    for image, file in zip(images, find_images(names, paths[0], image_folder, paths)):
-        image.file_name = file
-    notes = [*take_sizes(images), *without_area(num_left_out)]
+    notes = place_images(images, names, paths[0], image_folder, paths)
+    notes += [*take_sizes(images), *without_area(num_left_out)]
     return AnnotatedImages("LabelMe", class_names_of(images), images, notes)
 
 

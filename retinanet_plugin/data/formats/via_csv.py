@@ -7,7 +7,7 @@ from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, without_area
 from .csv_table import read_rows
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
 
@@ -46,10 +46,10 @@ def read_via_csv(path: str, image_folder: str | None) -> AnnotatedImages:
         elif shape:
             attributes = _object(cells[_CLASS_COLUMN], f"{where} has {_CLASS_COLUMN}")
             boxes.append(Box(_label(attributes, where), *_corners(shape, where)))
-    files = find_images([(name,) for name in boxes_of], path, image_folder)
     split = split_of_file(path)
-    images = [AnnotatedImage(x, b, split=split) for x, b in zip(files, boxes_of.values())]
-    notes = [*take_sizes(images), *without_area(num_left_out)]
+    images = [AnnotatedImage("", boxes, split=split) for boxes in boxes_of.values()]
+    notes = place_images(images, [(name,) for name in boxes_of], path, image_folder)
+    notes += [*take_sizes(images), *without_area(num_left_out)]
     return AnnotatedImages("VIA's CSV", class_names_of(images), images, notes)
 
 

@@ -8,7 +8,7 @@ from ...errors import UserError
 from ..annotations.voc import VocProblem, parse_voc_xml, read_voc_image, unread_objects
 from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
-from .image_places import find_images, split_of_file
+from .image_places import place_images, split_of_file
 from .sizes import take_sizes
 
 
@@ -36,12 +36,11 @@ def read_voc(paths: Sequence[str], image_folder: str | None) -> AnnotatedImages:
             raise UserError(f"{path} {what}: {remedy}") from problem
         names.append(_names(tree, path))
     notes = _count_from_0(images, os.path.dirname(paths[0]))
-    files = find_images(names, paths[0], image_folder, paths)
     splits = _listed_splits(paths[0])
-    for image, path, file in zip(images, paths, files):
+    for image, path in zip(images, paths):
         stem = os.path.splitext(os.path.basename(path))[0]
-        image.file_name = file
         image.split = splits.get(stem) or split_of_file(path)
+    notes += place_images(images, names, paths[0], image_folder, paths)
     notes += take_sizes(images)
     return AnnotatedImages("Pascal VOC", class_names_of(images), images, notes)
 

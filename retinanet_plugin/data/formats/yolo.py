@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
-from .image_places import files_in
+from .image_places import are_few_missing, files_in
 from .numbers import to_number
 from .sizes import take_sizes
 from .yolo_config import YoloConfig
@@ -37,7 +37,7 @@ def read_yolo(config: YoloConfig) -> AnnotatedImages:
             f"{config.source}: no image has a label file, such as {place} for {example}: put the "
             "labels there"
         )
-    _check_images_of(labels, config)
+    notes += _notes_on_strays(labels, config)
     for image, label in zip(images, labels):
         if label is not None:
             image.boxes = _read_labels(label, image, config)
@@ -90,16 +90,29 @@ def is_label_file(path: str) -> bool:
         return False
 
 
-def _check_images_of(labels: Sequence[str | None], config: YoloConfig) -> None:
-    """Refuse label files without an image, in the folders where others have theirs."""
+def _notes_on_strays(labels: Sequence[str | None], config: YoloConfig) -> list[str]:
+    """A note on label files without an image, in the folders where others have theirs.
+
+    Raises:
+        UserError: they are not few.
+    """
     known = set(labels)
     folders = {os.path.dirname(label) for label in known if label} if config.lists_folders else ()
-    for path in files_in(folders):
-        if path.endswith(".txt") and path not in known and is_label_file(path):
-            raise UserError(
-                f"the label file {path} has no image: add the image to the folder of the images, "
-                "or remove the label file"
-            )
+    strays = [
+        path
+        for path in files_in(folders)
+        if path.endswith(".txt") and path not in known and is_label_file(path)
+    ]
+    if not strays:
+        return []
+    num_labels = len(strays) + sum(label is not None for label in labels)
+    if not are_few_missing(len(strays), num_labels):
+        raise UserError(
+            f"the label file {strays[0]} has no image, like {len(strays):,} of {num_labels:,} in "
+            "all: add the images to the folder of the images, or remove the label files"
+        )
+    are = counted(len(strays), "label file is", "label files are")
+    return [f"{are} left out of {num_labels:,}, without an image; the first is {strays[0]}"]
 
 
 def _read_labels(path: str, image: AnnotatedImage, config: YoloConfig) -> list[Box]:
