@@ -82,6 +82,13 @@ def test_a_slow_machine_gets_smaller_images_down_to_a_limit():
     assert edges[-1] == 128
 
 
+def test_few_images_are_not_seen_so_often_that_they_must_be_small():
+    slow = Machine("cpu", 0.5)
+    one, many = (facts_of((800, 600), MANY_SMALL, num_images) for num_images in (1, 100))
+    assert choose_image_size(one, slow, 60).short_edge == 480
+    assert choose_image_size(many, slow, 60).short_edge < 300
+
+
 def test_time_that_loading_takes_is_not_there_for_pixels():
     facts = facts_of((800, 600), MANY_SMALL)
     edges = [

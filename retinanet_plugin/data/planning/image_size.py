@@ -11,6 +11,7 @@ from ..dataset_facts import DatasetFacts
 from .choice import Choice, Machine
 from .crops import seen_megapixels
 from .durations import in_words
+from .schedule import MOST_EPOCHS_OF_FEW
 
 # Pixels that all but the smallest objects should have: three cells of P3, which has a stride of 8.
 WANTED_SIDE = 24
@@ -71,7 +72,8 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
         sizes = resized(facts.sizes, edge, _max_size(edge, aspect))
         return seen_megapixels(facts, edge, sizes)
 
-    seen = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
+    wanted = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
+    seen = min(wanted, MOST_EPOCHS_OF_FEW * facts.num_images)
     # Where loading takes most of the time, pixels that cost no more than it are worth theirs.
     left = max(seconds / seen - machine.loading_seconds, machine.loading_seconds)
     affordable = left / machine.seconds_per_megapixel

@@ -18,7 +18,7 @@ EVALUATION_SECONDS = 4.0
 EVAL_SHARE = 0.1
 _MOST_EVALUATIONS = 5
 _MOST_EPOCHS, _LEAST_ITERATIONS = 300, 1000
-_MOST_EPOCHS_OF_FEW = 500  # with more, the doctor says that images are seen absurdly often
+MOST_EPOCHS_OF_FEW = 500  # with more, the doctor says that images are seen absurdly often
 _FEW_EPOCHS, _FEW_ITERATIONS = 1, 100
 USUAL_BATCH = 8
 _WARM_UP = 100
@@ -42,7 +42,11 @@ class Schedule:
         period = max(1, -(-self.iterations // self.num_evaluations))
         return [
             Choice("SOLVER.IMS_PER_BATCH", self.batch, ""),
-            Choice("SOLVER.BASE_LR", self.learning_rate, f"for {self.batch} images a step"),
+            Choice(
+                "SOLVER.BASE_LR",
+                self.learning_rate,
+                f"for {counted(self.batch, 'image', 'images')} a step",
+            ),
             Choice("SOLVER.MAX_ITER", self.iterations, length),
             Choice(
                 "SOLVER.WARMUP_ITERS",
@@ -100,7 +104,7 @@ def plan_schedule(
     num_evaluations = max(1, min(affordable, _MOST_EVALUATIONS))
     step = cost.seconds * _OVERHEAD
     left = budget - START_SECONDS - num_evaluations * evaluation
-    most, most_of_few = (n * num_images // batch for n in (_MOST_EPOCHS, _MOST_EPOCHS_OF_FEW))
+    most, most_of_few = (n * num_images // batch for n in (_MOST_EPOCHS, MOST_EPOCHS_OF_FEW))
     wanted = max(most, min(_LEAST_ITERATIONS, most_of_few))
     iterations = max(1, min(int(left / step), wanted))
     num_evaluations = min(num_evaluations, iterations)
