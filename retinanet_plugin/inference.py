@@ -8,9 +8,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from .box_iou import box_iou
 from .compat import best_scores
 
 # Boxes (C, 4), absolute pixels, scores (C,) and classes (C,) of an image on a level.
@@ -218,9 +219,10 @@ def score_voting(
     Returns:
         Tensor: (D, 4).
     """
-    iou = pairwise_iou(Boxes(boxes), Boxes(voters))
+    iou = box_iou(boxes[:, :, None].unbind(1), voters.unbind(1))  # (D, C)
     has_a_say = (classes[:, None] == voter_classes) & (iou > VOTING_MIN_IOU)
-    weights = torch.where(has_a_say, scores * torch.exp(-((1 - iou) ** 2) / VOTING_SIGMA), 0)
+    # A product: on processors a condition takes several times as long.
+    weights = scores * torch.exp(-((1 - iou) ** 2) / VOTING_SIGMA) * has_a_say
     total = weights.sum(1, keepdim=True)
     # A box without an area overlaps not even itself.
     return torch.where(total > 0, weights @ voters / total, boxes)

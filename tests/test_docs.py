@@ -163,7 +163,8 @@ def house():
 # Which every file may import.
 BASE = {
     "config", "config_merging", "config_files", "config_errors", "errors", "whole_files",
-    "new_folders", "file_lock", "eager", "triton_kernels", "subnormal", "compat",
+    "new_folders", "file_lock", "eager", "box_iou", "triton_kernels", "subnormal",
+    "compat",
 }  # fmt: skip
 
 

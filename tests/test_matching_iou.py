@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from retinanet_plugin import MATCHER_REGISTRY, UserError, add_retinanet_config
+from retinanet_plugin.box_iou import box_iou
 from retinanet_plugin.matching import padded_truth
-from retinanet_plugin.matching.box_iou import box_iou
 from retinanet_plugin.matching.iou_blocks import PAIR_BYTES
 from retinanet_plugin.matching.iou_matrix import MATRIX_PAIR_BYTES, matrix_search
 

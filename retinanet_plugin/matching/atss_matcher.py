@@ -7,10 +7,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..box_iou import box_iou
 from ..errors import UserError
 from .anchor_pairs import is_inside, locations_of
 from .best_boxes import BestBoxes
-from .box_iou import box_iou
 from .ground_truth import GroundTruth, check_devices
 from .registry import MATCHER_REGISTRY, check_memory
 from .targets import Targets

@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .box_iou import box_iou
+from ..box_iou import box_iou
 
 # Anchors of a block: smaller blocks have sharper bounds, larger ones are fewer to bound.
 BLOCK = 128

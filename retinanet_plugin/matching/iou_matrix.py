@@ -7,9 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..box_iou import box_iou
 from ..eager import is_eager
 from ..triton_kernels import working_kernel
-from .box_iou import box_iou
 
 # Memory in bytes, temporaries included, for one pair of a box and an anchor.
 MATRIX_PAIR_BYTES = 20

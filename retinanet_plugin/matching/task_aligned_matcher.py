@@ -8,12 +8,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..box_iou import box_iou
 from ..compat import current_iteration
 from ..errors import UserError
 from .anchor_pairs import highest_of_each, pairs_inside
 from .atss_matcher import ATSSMatcher
 from .best_boxes import BestBoxes
-from .box_iou import box_iou
 from .ground_truth import GroundTruth, check_devices
 from .registry import MATCHER_REGISTRY, check_memory
 from .targets import Targets

@@ -20,4 +20,4 @@ def box_iou(boxes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     inter = torch.min(ax2, bx2).sub_(torch.max(ax1, bx1)).clamp_(min=0)
     inter *= torch.min(ay2, by2).sub_(torch.max(ay1, by1)).clamp_(min=0)
     union = ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)).sub_(inter)
-    return torch.where(inter > 0, inter / union, inter.new_zeros(()))
+    return inter.div_(union).nan_to_num_(0.0)  # of 0 / 0, and faster than a condition
