@@ -19,7 +19,7 @@ from detectron2.engine.hooks import PeriodicWriter
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.checkpoints.metrics_file import cut_metrics, take_out_metrics
 from retinanet_plugin.engine.output_lock import refuse_if_in_use
-from retinanet_plugin.engine.resume import check_run
+from retinanet_plugin.engine.run_record import check_run
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.weights.changed_config import changed_model, changed_values
 

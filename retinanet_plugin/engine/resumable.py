@@ -22,13 +22,8 @@ from .accumulation import PreciseBNOfParts, build_step
 from .checkpoints.file_names import FINAL_WEIGHTS
 from .checkpoints.usable_state import usable_state
 from .failures.writers import DispensableWriter
-from .resume import (
-    check_foreign_optimizer_state,
-    check_run,
-    describe_run,
-    fitted_optimizer_state,
-    say_changed_values,
-)
+from .optimizer_state import continue_schedule, load_optimizer_state
+from .run_record import check_run, describe_run, say_changed_values
 from .scaling import scaled_config
 from .signals import Stopped, after_the_step, at_once, has_arrived_anywhere
 
@@ -148,8 +143,10 @@ class ResumableTrainer(DefaultTrainer):
             hooks.pop("LRScheduler", None)  # it has the learning rates of the old config
         TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
         if "_trainer" in state_dict:
-            self._load_optimizer(state_dict["_trainer"], (saved or {}).get("parameters"), path)
-        self._continue_schedule()
+            names = (saved or {}).get("parameters")
+            model = self.checkpointer.model
+            load_optimizer_state(self._trainer, state_dict["_trainer"], names, model, path)
+        continue_schedule(self.scheduler, self.optimizer, self.iter + 1)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
@@ -228,28 +225,6 @@ class ResumableTrainer(DefaultTrainer):
             if batch % processes:
                 raise ValueError(f"{processes} processes do not share {batch} images")
             self.data_loader.num_streams = processes
-
-    def _load_optimizer(self, saved: dict[str, Any], names: list[str] | None, path: str) -> None:
-        model, now = self.checkpointer.model, self._trainer.state_dict()
-        if names is None:
-            check_foreign_optimizer_state(saved["optimizer"], self.optimizer, model, path)
-        optimizer = fitted_optimizer_state(saved["optimizer"], names, self.optimizer, model)
-        # Without mixed precision before, there is no scale of the gradients to load.
-        self._trainer.load_state_dict({**now, **saved, "optimizer": optimizer})
-
-    def _continue_schedule(self) -> None:
-        scheduler = self.scheduler
-        if isinstance(scheduler, LRMultiplier):
-            scheduler.last_epoch = self.iter + 1
-            rates = scheduler.get_lr()
-        else:
-            logger.warning(
-                f"{type(scheduler).__name__} goes on with the learning rates of the checkpoint, "
-                "whatever SOLVER.BASE_LR is now: it is no LRMultiplier of Detectron2"
-            )
-            rates = scheduler.get_last_lr()
-        for group, rate in zip(self.optimizer.param_groups, rates):
-            group["lr"] = rate
 
     def _complete_final_checkpoint(self) -> None:
         """The last periodic checkpoint is written just before the final one, and may be alone."""

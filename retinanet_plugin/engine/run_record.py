@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training, and whether a training that goes on fits it."""
+"""What a checkpoint says of its run, and whether a run that goes on from it fits."""
 
 import logging
 from typing import Any
@@ -56,11 +56,11 @@ def check_run(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
     Raises:
         UserError: they do not fit.
     """
-    _check_shapes(saved["shapes"], now["shapes"], path)
+    check_shapes(saved["shapes"], now["shapes"], path)
     if saved["optimizer"] != now["optimizer"]:
         raise UserError(
             f"{path} is of a training with the optimizer {saved['optimizer']}, and this one has "
-            f"{now['optimizer']}, which cannot use its state: {_remedy(path)}"
+            f"{now['optimizer']}, which cannot use its state: {remedy(path)}"
         )
     if saved["data"] and now["data"]:
         _check_data(saved["data"], now["data"], path)
@@ -77,57 +77,6 @@ def check_run(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
         )
 
 
-def fitted_optimizer_state(
-    saved: dict[str, Any],
-    saved_names: list[str] | None,
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-) -> dict[str, Any]:
-    """What a parameter had gathered (momentum), with the learning rate and decay of ``optimizer``.
-
-    Args:
-        saved: a ``state_dict`` of an optimizer of the same type.
-        saved_names: the parameters in its order, None for that of ``optimizer``. Other values of
-            the config can put them into another order.
-
-    Returns:
-        dict: for ``optimizer.load_state_dict``.
-    """
-    names = trained_parameters(model, optimizer)
-    place = {name: i for i, name in enumerate(names)}
-    saved_names = saved_names or names
-    return {
-        "state": {
-            place[saved_names[i]]: state
-            for i, state in saved["state"].items()
-            if saved_names[i] in place  # else it is frozen now
-        },
-        "param_groups": optimizer.state_dict()["param_groups"],
-    }
-
-
-def check_foreign_optimizer_state(
-    saved: dict[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module, path: str
-) -> None:
-    """Refuse the state of an optimizer that fits the model in no way; its names are not known.
-
-    Raises:
-        UserError: another number of parameters, or one of another shape.
-    """
-    shapes = {name: x.shape for name, x in model.named_parameters()}
-    names = trained_parameters(model, optimizer)
-    count = sum(len(group["params"]) for group in saved["param_groups"])
-    if count != len(names):
-        raise UserError(
-            f"{path} is of a training of {count} parameters, and this model trains {len(names)}: "
-            f"{_remedy(path)}"
-        )
-    for i, state in saved["state"].items():
-        momentum = state.get("momentum_buffer")
-        if momentum is not None:
-            _check_shapes({names[i]: list(momentum.shape)}, {names[i]: shapes[names[i]]}, path)
-
-
 def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of the parameters of ``optimizer``, in its order."""
     name_of = {parameter: name for name, parameter in model.named_parameters()}
@@ -141,14 +90,31 @@ def say_changed_values(saved_config: str, cfg: CfgNode) -> None:
         logger.warning(f"resuming with other values: {listed(changes, _MOST_CHANGES)}")
 
 
-def _check_shapes(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
+def check_shapes(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    """Refuse to go on with another model.
+
+    Args:
+        saved, now: shapes of parameters by their names.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: a name or a shape is another one.
+    """
     for name in {**saved, **now}:
         before, after = (_shape(shapes.get(name)) for shapes in (saved, now))
         if before != after:
             raise UserError(
                 f"{path} is of another model: {name} is {before} there and {after} in the model of "
-                f"this config: {_remedy(path)}"
+                f"this config: {remedy(path)}"
             )
+
+
+def remedy(path: str) -> str:
+    """What to do about a checkpoint that does not fit."""
+    return (
+        "resume with the config and data that it began with, or start a new training in "
+        f"another OUTPUT_DIR, with MODEL.WEIGHTS {path}"
+    )
 
 
 def _shape(shape: Any) -> str:
@@ -168,23 +134,16 @@ def _check_data(saved: dict[str, Any], now: dict[str, Any], path: str) -> None:
     if saved["classes"] != now["classes"]:
         raise UserError(
             f"{path} is of a training on the classes {listed(saved['classes'])}, and the data have "
-            f"{listed(now['classes'])}: {_remedy(path)}"
+            f"{listed(now['classes'])}: {remedy(path)}"
         )
     names = " and ".join(now["data_sets"])
     if (saved["num_images"], saved["files"]) != (now["num_images"], now["files"]):
         raise UserError(
             f"{path} is of a training on {saved['num_images']:,} images, and {names} has "
-            f"{now['num_images']:,}, or others: {_remedy(path)}"
+            f"{now['num_images']:,}, or others: {remedy(path)}"
         )
     if saved["annotations"] != now["annotations"]:
         logger.warning(
             f"the annotations of {names} are not those that the training began with: it goes on "
             "with the present ones"
         )
-
-
-def _remedy(path: str) -> str:
-    return (
-        "resume with the config and data that it began with, or start a new training in "
-        f"another OUTPUT_DIR, with MODEL.WEIGHTS {path}"
-    )
