@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..data.anchor_fit import AnchorFit, Anchors
+from ..data.findings import counted
 from .dataset_report import AREA_BORDERS, AREA_NAMES
 from .tables import table
 
@@ -18,8 +19,8 @@ def describe_anchors(anchors: Anchors) -> str:
         "; ".join(dict.fromkeys(" ".join(f"{x:.4g}" for x in level) for level in levels))
         for levels in (anchors.sizes, anchors.aspect_ratios)
     )
-    plural = "s" * (anchors.num_anchors > 1)
-    return f"{anchors.num_anchors} anchor{plural} at a location: SIZES {sizes}, RATIOS {ratios}"
+    number = counted(anchors.num_anchors, "anchor", "anchors")
+    return f"{number} at a location: SIZES {sizes}, RATIOS {ratios}"
 
 
 def reach_table(

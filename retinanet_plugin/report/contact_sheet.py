@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from ..data.findings import counted
 from .drawing import (
     DPI,
     REGION,
@@ -135,9 +136,9 @@ def _write_caption(figure: Figure, image: SeenImage, left: float, top: float) ->
 def _caption(image: SeenImage, most: int) -> str:
     """Three lines: the file, in ``most`` characters; size and boxes; anchors."""
     height, width = image.picture.shape[:2]
-    parts = [f"{width} x {height} px", _count(len(image.boxes), "box", "boxes")]
+    parts = [f"{width} x {height} px", counted(len(image.boxes), "box", "boxes")]
     if len(image.regions):
-        parts.append(_count(len(image.regions), "region to ignore", "regions to ignore"))
+        parts.append(counted(len(image.regions), "region to ignore", "regions to ignore"))
     name = shortened(os.path.basename(image.file_name), most)
     return "\n".join([name, ", ".join(parts), _anchors(image)])
 
@@ -145,12 +146,8 @@ def _caption(image: SeenImage, most: int) -> str:
 def _anchors(image: SeenImage) -> str:
     if image.anchors is None:
         return "foreground anchors depend on what the model predicts"
-    said = _count(len(image.anchors), "foreground anchor", "foreground anchors")
+    said = counted(len(image.anchors), "foreground anchor", "foreground anchors")
     if len(image.anchors) > MANY_ANCHORS:
         said += f" ({BEST_ANCHORS} a box drawn)"
     without = int((~image.has_anchor).sum())
-    return said + (f"; {_count(without, 'box has', 'boxes have')} none" if without else "")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+    return said + (f"; {counted(without, 'box has', 'boxes have')} none" if without else "")

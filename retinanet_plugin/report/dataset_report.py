@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 
 from ..data.anchor_reach import foreground_iou, short_edge
 from ..data.dataset_facts import DatasetFacts
+from ..data.findings import counted
 from ..data.images.image_files import ImageFacts
 from ..data.resized_boxes import ResizedBoxes
 from .tables import facts as fact_lines
@@ -34,9 +35,10 @@ def describe_dataset(
         ("read from", facts.source),
         (
             "has",
-            f"{_count(facts.num_images, 'image')}, {_count(facts.num_boxes, 'box', 'boxes')}, "
-            f"{_count(facts.num_crowds, 'crowd or ignored box', 'crowds and ignored boxes')}, "
-            f"{_count(len(facts.class_names), 'class', 'classes')}",
+            f"{counted(facts.num_images, 'image', 'images')}, "
+            f"{counted(facts.num_boxes, 'box', 'boxes')}, "
+            f"{counted(facts.num_crowds, 'crowd or ignored box', 'crowds and ignored boxes')}, "
+            f"{counted(len(facts.class_names), 'class', 'classes')}",
         ),
     ]
     if image_facts is not None:
@@ -71,7 +73,7 @@ def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -
     ]
     if len(chosen) > _MOST_NAMED:
         named.append(
-            f"at least 10% of {_count(len(chosen) - _MOST_NAMED, 'more class', 'more classes')}"
+            f"at least 10% of {counted(len(chosen) - _MOST_NAMED, 'more class', 'more classes')}"
         )
     areas = boxes.areas[np.isin(boxes.classes, chosen) & is_unreached]
     return [
@@ -84,7 +86,7 @@ def unreached_warnings(cfg: CfgNode, facts: DatasetFacts, boxes: ResizedBoxes) -
 
 def _files(facts: ImageFacts) -> str:
     parts = [
-        _count(facts.num_images - facts.num_remote, "header") + " read",
+        counted(facts.num_images - facts.num_remote, "header", "headers") + " read",
         *(f"{mode} {count:,}" for mode, count in facts.modes.most_common()),
     ]
     noted = {
@@ -128,9 +130,9 @@ def _per_image(cfg: CfgNode, facts: DatasetFacts) -> str:
     if not len(counts):
         return "no images"
     return (
-        f"{_count(round(np.median(counts)), 'box', 'boxes')} (median), at most {counts.max():,} "
+        f"{counted(round(np.median(counts)), 'box', 'boxes')} (median), at most {counts.max():,} "
         f"(TEST.DETECTIONS_PER_IMAGE {cfg.TEST.DETECTIONS_PER_IMAGE}), "
-        f"none in {_count(int((counts == 0).sum()), 'image')}"
+        f"none in {counted(int((counts == 0).sum()), 'image', 'images')}"
     )
 
 
@@ -191,7 +193,3 @@ def _percent(part: int, whole: int) -> str:
         return "-"
     share = 100 * part / whole
     return f"{min(99.0, max(1.0, share)) if 0 < part < whole else share:.0f}%"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -37,5 +37,5 @@ class Plan:
     resized_box_sizes: dict[str, np.ndarray]  # the same as the model sees them
     anchors_before: AnchorChoice
     anchors_after: AnchorChoice
-    sheet: Figure | None = None  # of :func:`retinanet_plugin.report.contact_sheet.contact_sheet`
+    sheet: Figure | None = None  # of ``draw_contact_sheet``
     commands: list[tuple[str, str]] = field(default_factory=list)  # what it does, shell command

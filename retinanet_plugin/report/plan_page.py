@@ -1,19 +1,16 @@
 """The page of a plan: one HTML file that opens without a network."""
 
-import base64
 import io
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..whole_files import write_whole_file
+from .html_pages import data_uri, template, write_text
 from .plan import AnchorChoice, Plan
 
 MOST_CLASSES = 30  # in sight
@@ -37,18 +34,13 @@ def write_plan_page(path: str, plan: Plan) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    page = plan_page(plan)
-    # Names of files may have bytes that are no text.
-    write_whole_file(path, lambda file: file.write(page.encode(errors="replace")))
+    write_text(path, plan_page(plan))
 
 
 def plan_page(plan: Plan) -> str:
     """The page as text: the same for the same plan."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
     rows = class_rows(plan)
-    return environment.get_template("plan_page.html").render(
+    return template("plan_page.html").render(
         plan=plan,
         histogram=_svg(draw_box_sizes(plan)),
         sizes=list(_sizes(plan.anchors_before, plan.anchors_after)),
@@ -136,15 +128,15 @@ def _numbers(values: Iterable[float]) -> str:
 def _svg(figure: Figure) -> str:
     # Without a date and random ids, so that a plan has one page.
     with mpl.rc_context({"svg.hashsalt": "plan"}):
-        return _data_uri(figure, "svg", "svg+xml", metadata={"Date": None})
+        return data_uri(_file(figure, "svg", metadata={"Date": None}), "svg+xml")
 
 
 def _jpeg(figure: Figure) -> str:
-    return _data_uri(figure, "jpeg", "jpeg", pil_kwargs={"quality": 88, "subsampling": 0})
+    options = {"quality": 88, "subsampling": 0}
+    return data_uri(_file(figure, "jpeg", pil_kwargs=options), "jpeg")
 
 
-def _data_uri(figure: Figure, file_type: str, media_type: str, **options: Any) -> str:
+def _file(figure: Figure, file_type: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_type, **options)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{media_type};base64,{encoded}"
+    return buffer.getvalue()

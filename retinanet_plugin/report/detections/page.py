@@ -1,18 +1,16 @@
 """The report as files: a page that opens without a network, its figures, and its numbers."""
 
-import base64
 import io
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from ...whole_files import write_whole_file
+from ..html_pages import template, write_text
 from .bootstrap import RESAMPLES
 from .boxes import Truth
 from .errors import KINDS
@@ -68,9 +66,9 @@ def write_report(
         for name, png in drawn.items():
             path = os.path.join(folder, f"{name}{end}.png")
             write_whole_file(path, lambda file, png=png: file.write(png))  # type: ignore[misc]
-    _write(os.path.join(folder, "report.json"), json.dumps(content))
+    write_text(os.path.join(folder, "report.json"), json.dumps(content))
     # The page comes last: where it is, all is there.
-    _write(os.path.join(folder, "report.html"), render(truth, numbers, content, shown))
+    write_text(os.path.join(folder, "report.html"), render(truth, numbers, content, shown))
     return problems
 
 
@@ -89,11 +87,7 @@ def render(
         shown: of each detector ``worst_images`` and ``images``, what is to say of others as
             ``problem``, and ``figures`` as PNGs by name.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1]), autoescape=True, trim_blocks=True
-    )
-    environment.filters["data_uri"] = _data_uri
-    return environment.get_template("detection_page.html").render(
+    return template("detection_page.html").render(
         truth=content,
         detectors=numbers,
         shown=shown,
@@ -129,12 +123,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)
     return buffer.getvalue()
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _write(path: str, text: str) -> None:
-    # Names of files may have bytes that are no text.
-    write_whole_file(path, lambda file: file.write(text.encode(errors="replace")))

@@ -1,6 +1,5 @@
 """The images of a page, the worst and some others, with boxes that it can show by their scores."""
 
-import base64
 import io
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from PIL import Image
 from ...data.images.read_image import read_image
 from ...errors import UserError
 from ..drawing import evenly_spread
+from ..html_pages import data_uri
 from .boxes import Truth
 from .evaluation import Evaluation
 from .pictures import draw_pairs
@@ -105,4 +105,4 @@ def _jpeg(picture: np.ndarray) -> str:
     image.thumbnail((MOST_SIDE, MOST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="jpeg", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "jpeg")
