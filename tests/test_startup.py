@@ -192,6 +192,10 @@ def test_keys_that_do_not_go_together(opts, words):
     [
         (["SOLVER.WARMUP_ITERS", 9], ["SOLVER.WARMUP_ITERS is 9, above SOLVER.MAX_ITER 2"]),
         (["SOLVER.BASE_LR", 50.0], ["SOLVER.BASE_LR is 50.0", "diverges"]),
+        (
+            ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.02],
+            ["SOLVER.BASE_LR is 0.02, a rate of SGD", "AdamW"],
+        ),
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 9)"], ["never reaches 9"]),
         (["INPUT.MAX_SIZE_TRAIN", 100], ["above INPUT.MAX_SIZE_TRAIN 100"]),
         (["INPUT.MIN_SIZE_TEST", 9999], ["above INPUT.MAX_SIZE_TEST"]),

@@ -22,8 +22,8 @@ PRECISION = [
     Choice("MODEL.RETINANET.BFLOAT16", True, ""),
     Choice("MODEL.RETINANET.CHANNELS_LAST", True, ""),
 ]
-# For batches of eight images.
-_LEARNING_RATE = {FROM_SCRATCH: 0.1, FROM_WEIGHTS: 0.005}
+# For batches of eight images: AdamW's, and SGD's.
+_LEARNING_RATE = {FROM_SCRATCH: 0.002, FROM_WEIGHTS: 0.005}
 
 
 def base_of(weights: str) -> str:
