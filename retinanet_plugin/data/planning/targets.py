@@ -1,4 +1,4 @@
-"""Which anchors learn which object: those whose predictions fit, or by IoU where objects are tiny."""
+"""Which anchors learn which object: by their predictions, or by IoU where objects are tiny."""
 
 from .choice import Choice
 from .network import FROM_SCRATCH, base_of
@@ -22,5 +22,5 @@ def choose_targets(weights: str, small_side: float) -> list[Choice]:
     if base_of(weights) != FROM_SCRATCH or small_side >= _LEAST_SIDE:
         return []
     first, *others = (Choice(key, value, "") for key, value in _BY_IOU.items())
-    reason = f"a fifth of the objects have {small_side:.0f} pixels or less: most have no location inside"
+    reason = f"a fifth of the objects have {small_side:.0f} pixels or less, and few locations inside"
     return [first._replace(reason=reason), *others]

@@ -140,8 +140,8 @@ def _training_warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.BASE_LR is {solver.BASE_LR}, with which training probably diverges"
     elif solver.OPTIMIZER == "AdamW" and solver.BASE_LR >= _RATE_OF_SGD:
         yield (
-            f"SOLVER.BASE_LR is {solver.BASE_LR}, a rate of SGD, with SOLVER.OPTIMIZER AdamW, whose "
-            "rates are from 0.0001 (after trained weights) to about 0.01 (after random ones)"
+            f"SOLVER.BASE_LR is {solver.BASE_LR}, a rate of SGD, with SOLVER.OPTIMIZER AdamW, of "
+            "which 0.0001 (after trained weights) to about 0.01 (after random ones) are usual"
         )
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
