@@ -22,5 +22,7 @@ def choose_targets(weights: str, small_side: float) -> list[Choice]:
     if base_of(weights) != FROM_SCRATCH or small_side >= _LEAST_SIDE:
         return []
     first, *others = (Choice(key, value, "") for key, value in _BY_IOU.items())
-    reason = f"a fifth of the objects have {small_side:.0f} pixels or less, and few locations inside"
+    reason = (
+        f"a fifth of the objects have {small_side:.0f} pixels or less, and few locations inside"
+    )
     return [first._replace(reason=reason), *others]
