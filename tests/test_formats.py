@@ -436,6 +436,34 @@ def test_csv_that_is_not_so(tmp_path, text, expected):
         read_dataset(write(tmp_path / "boxes.csv", text))
 
 
+_TF_COLUMNS = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (_TF_COLUMNS + "a.jpg,200,100,cat,1,2,30,40\n", "but width 200 and height 100 in its anno"),
+        ("cat,1,2,29,38,a.jpg,200,100\n", "but width 200 and height 100 in its annotations"),
+        (
+            _TF_COLUMNS + "a.jpg,100,50,cat,1,2,30,40\na.jpg,99,50,cat,1,2,30,40\n",
+            "line 3 of .* says that a.jpg has 99 x 50 pixels, but a line before says 100 x 50",
+        ),
+        (_TF_COLUMNS + "a.jpg,x,50,cat,1,2,30,40\na.jpg,,,cat,1,2,30,40\n", 'has width "x": write'),
+    ],
+)
+def test_csv_sizes_are_those_of_the_image_files(tmp_path, text, expected):
+    image(tmp_path / "a.jpg", (100, 50))
+    with pytest.raises(UserError, match=expected):
+        read_dataset(write(tmp_path / "boxes.csv", text))
+
+
+def test_csv_width_and_height_of_boxes_are_no_sizes_of_images(tmp_path):
+    image(tmp_path / "a.jpg", (100, 50))
+    text = "image,xmin,ymin,xmax,ymax,width,height,label\na.jpg,1,2,30,40,29,38,cat\n"
+    path = write(tmp_path / "boxes.csv", f"{text}a.jpg,5,5,20,20,15,15,cat\n")
+    assert len(boxes_of(read_dataset(path))["a.jpg"]) == 2
+
+
 def test_csv_in_another_encoding_is_told(tmp_path):
     path = tmp_path / "boxes.csv"
     path.write_bytes("image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,caf\xe9\n".encode("latin-1"))

@@ -18,7 +18,7 @@ from .annotated_images import (
 )
 from .image_places import place_images, split_of_file
 from .json_files import read_json_file
-from .numbers import to_label, to_number
+from .numbers import to_label, to_number, to_size
 from .sizes import take_sizes
 
 # Each has the fewest points that it can consist of.
@@ -54,7 +54,7 @@ def read_labelme(paths: Sequence[str], image_folder: str | None) -> AnnotatedIma
         shapes = content["shapes"]
         boxes = _boxes(shapes, path)
         num_left_out += sum(shape["shape_type"] in _NO_AREAS for shape in shapes)
-        width, height = (_size(content.get(key), f"{path} has {key}") for key in _SIZE_KEYS)
+        width, height = (to_size(content.get(key), f"{path} has {key}") for key in _SIZE_KEYS)
         images.append(AnnotatedImage("", boxes, width, height, split_of_file(path)))
     notes = place_images(images, names, paths[0], image_folder, paths)
     notes += [*take_sizes(images), *without_area(num_left_out)]
@@ -102,16 +102,6 @@ def _shape(box: Box) -> dict[str, Any]:
         "shape_type": "rectangle",
         "flags": {},
     }
-
-
-def _size(value: Any, where: str) -> int:
-    """0 where there is none: it is taken from the image file."""
-    if value is None:
-        return 0
-    size = to_number(value, where)
-    if size <= 0 or size != int(size):
-        raise UserError(f"{where} {shown(value)}: write the pixels of the image, or leave it out")
-    return int(size)
 
 
 def _boxes(shapes: Iterable[Any], path: str) -> list[Box]:

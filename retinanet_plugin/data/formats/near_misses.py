@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 
 from ..findings import shown
-from .csv_table import COLUMNS, first_cells
+from .csv_columns import first_cells
+from .csv_table import COLUMNS
 from .recognize import Contents
 from .yolo import label_file
 

@@ -49,6 +49,20 @@ def to_corners(
     return x1, y1, x2, y2
 
 
+def to_size(value: Any, where: str) -> int:
+    """Pixels of an image's edge; 0 where there are none, since its file has them.
+
+    Raises:
+        UserError: it is no positive whole number.
+    """
+    if value is None:
+        return 0
+    size = to_number(value, where)
+    if size <= 0 or size != int(size):
+        raise UserError(f"{where} {shown(value)}: write the pixels of the image, or leave it out")
+    return int(size)
+
+
 def to_label(value: Any, where: str) -> str:
     """A class name, without spaces around it.
 

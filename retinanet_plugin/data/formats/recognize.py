@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from .csv_table import first_cells, is_csv_table
+from .csv_columns import first_cells, is_csv_table
 from .image_places import files_below, images_below, is_image
 from .via_csv import SHAPE_COLUMN
 from .yolo import is_label_file, label_file

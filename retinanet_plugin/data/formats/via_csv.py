@@ -6,7 +6,7 @@ from typing import Any
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of, without_area
-from .csv_table import read_rows
+from .csv_columns import read_rows
 from .image_places import place_images, split_of_file
 from .numbers import to_label, to_number
 from .sizes import take_sizes
