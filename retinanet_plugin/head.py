@@ -65,36 +65,13 @@ class RetinaNetHead(nn.Module):
             raise UserError(
                 f"MODEL.RETINANET.PRIOR_PROB is {prior_prob}: choose a probability between 0 and 1"
             )
-
-        def norm_layer() -> nn.Module:
-            if norm in ("BN", "SyncBN"):  # statistics differ between levels: each has its own
-                bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
-                return CycleBatchNormList(num_levels, bn_class=bn_class, num_features=in_channels)
-            return get_norm(norm, in_channels)
-
-        def subnet() -> nn.Sequential:
-            modules: list[nn.Module] = []
-            for _ in range(num_convs):
-                modules.append(nn.Conv2d(in_channels, in_channels, 3, padding=1))
-                if norm:
-                    modules.append(norm_layer())
-                modules.append(nn.ReLU(inplace=True))
-            return nn.Sequential(*modules)
-
-        self.cls_subnet = subnet()
-        self.bbox_subnet = subnet()
+        self.cls_subnet = _subnet(in_channels, num_convs, norm, num_levels)
+        self.bbox_subnet = _subnet(in_channels, num_convs, norm, num_levels)
         self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         self.iou_pred = nn.Conv2d(in_channels, num_anchors, 3, padding=1) if iou_branch else None
         self.box_scales = nn.Parameter(torch.ones(num_levels)) if box_scales else None
-
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(cast(Tensor, module.bias))
-        nn.init.constant_(
-            cast(Tensor, self.cls_score.bias), -math.log((1 - prior_prob) / prior_prob)
-        )
+        self._initialize(prior_prob)
 
     @classmethod
     def from_config(
@@ -111,6 +88,16 @@ class RetinaNetHead(nn.Module):
             "box_scales": cfg.MODEL.RETINANET.BOX_SCALES,
             "iou_branch": cfg.MODEL.RETINANET.IOU_BRANCH,
         }
+
+    def _initialize(self, prior_prob: float) -> None:
+        """As section 4.1 has it ("Initialization")."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        nn.init.constant_(
+            cast(Tensor, self.cls_score.bias), -math.log((1 - prior_prob) / prior_prob)
+        )
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
         """
@@ -135,6 +122,24 @@ class RetinaNetHead(nn.Module):
         if self.iou_pred is None:
             return pred_logits, pred_anchor_deltas
         return pred_logits, pred_anchor_deltas, pred_ious
+
+
+def _subnet(channels: int, num_convs: int, norm: str, num_levels: int) -> nn.Sequential:
+    """The hidden convolutions of a subnet, each with its norm, if any, and ReLU."""
+    modules: list[nn.Module] = []
+    for _ in range(num_convs):
+        modules.append(nn.Conv2d(channels, channels, 3, padding=1))
+        if norm:
+            modules.append(_norm_layer(norm, channels, num_levels))
+        modules.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*modules)
+
+
+def _norm_layer(norm: str, channels: int, num_levels: int) -> nn.Module:
+    if norm in ("BN", "SyncBN"):  # statistics differ between levels: each has its own
+        bn_class = nn.SyncBatchNorm if norm == "SyncBN" else nn.BatchNorm2d
+        return CycleBatchNormList(num_levels, bn_class=bn_class, num_features=channels)
+    return get_norm(norm, channels)
 
 
 class Predictions(NamedTuple):
