@@ -11,6 +11,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from ..compat import current_iteration
 from ..data.loading.random_states import unchanged_random_states
 from .validation import DetectionCounter
 
@@ -158,10 +159,9 @@ def log_losses(cfg: CfgNode, dataset_name: str, losses: dict[str, float]) -> Non
 
 def _note(cfg: CfgNode, dataset_name: str, scalars: dict[str, float]) -> None:
     """Put scalars into the metrics of a training, if one runs, under Detectron2's kind of names."""
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # an evaluation by itself
+    if current_iteration() is None:  # an evaluation by itself
         return
+    storage = get_event_storage()
     prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
     for name, value in scalars.items():
         # Detectron2 prints the median of the losses it has: here of the last one alone.

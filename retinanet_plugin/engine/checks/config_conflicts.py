@@ -117,7 +117,17 @@ def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.STEPS is {solver.STEPS} and has SOLVER.MAX_ITER, {solver.MAX_ITER}, where "
             "nothing is trained any more: take it out"
         )
-    average = solver.WEIGHT_AVERAGE
+    yield from _average_errors(cfg)
+    patience = cfg.TEST.EARLY_STOP_PATIENCE
+    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        yield (
+            f"TEST.EARLY_STOP_PATIENCE is {patience} but nothing is evaluated during training: "
+            "set TEST.EVAL_PERIOD and DATASETS.TEST, or TEST.EARLY_STOP_PATIENCE 0"
+        )
+
+
+def _average_errors(cfg: CfgNode) -> Iterator[str]:
+    solver, average = cfg.SOLVER, cfg.SOLVER.WEIGHT_AVERAGE
     if average.NAME and average.START + average.PERIOD > solver.MAX_ITER:
         yield (
             f"SOLVER.WEIGHT_AVERAGE.START is {average.START} and PERIOD {average.PERIOD}, so that "
@@ -127,12 +137,6 @@ def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"TEST.PRECISE_BN.ENABLED is True but SOLVER.WEIGHT_AVERAGE.NAME {average.NAME}, whose "
             "batch norms it would leave as they are: set one of them back, to False or ''"
-        )
-    patience = cfg.TEST.EARLY_STOP_PATIENCE
-    if patience and not (cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
-        yield (
-            f"TEST.EARLY_STOP_PATIENCE is {patience} but nothing is evaluated during training: "
-            "set TEST.EVAL_PERIOD and DATASETS.TEST, or TEST.EARLY_STOP_PATIENCE 0"
         )
 
 
