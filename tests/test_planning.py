@@ -25,6 +25,7 @@ from retinanet_plugin.data.planning.network import (
 )
 from retinanet_plugin.data.planning.plan import Wishes, plan_for_data
 from retinanet_plugin.data.planning.schedule import START_SECONDS, plan_schedule, usual_batch
+from retinanet_plugin.data.planning.targets import choose_targets
 
 # Boxes of 30 pixels that cover a quarter of 800x600.
 MANY_SMALL = [(x, y, 30, 30) for x in range(0, 780, 60) for y in range(0, 580, 60)]
@@ -51,7 +52,7 @@ def test_small_objects_get_24_pixels():
     size = choose_image_size(facts_of((800, 600), [(10, 10, 30, 30)]), FAST, HOUR)
     assert (size.short_edge, size.max_size) == (480, 640)
     assert size.small_side == 24
-    assert not size.needs_tiles
+    assert not size.warnings
 
 
 def test_large_objects_need_few_pixels():
@@ -65,10 +66,27 @@ def test_images_are_at_most_doubled():
     assert size.small_side == pytest.approx(4 * 384 / 200)
 
 
-def test_objects_too_small_for_any_size_need_tiles():
-    size = choose_image_size(facts_of((6000, 6000), [(10, 10, 40, 40)]), FAST, HOUR)
-    assert size.short_edge == 800
-    assert size.needs_tiles
+@pytest.mark.parametrize(
+    ("edge", "side", "machine", "planned", "remedy"),
+    [
+        (6000, 40, FAST, 800, "cut the images into tiles"),
+        (
+            6000,
+            40,
+            Machine("cpu", 1e4),
+            128,
+            "cut the images into tiles, or give it more time with --budget",
+        ),
+        (200, 3, FAST, 384, "take images that show them with more pixels"),
+    ],
+)
+def test_objects_too_small_to_learn_are_told_with_what_helps(edge, side, machine, planned, remedy):
+    size = choose_image_size(facts_of((edge, edge), [(10, 10, side, side)]), machine, HOUR)
+    assert size.short_edge == planned
+    (warning,) = size.warnings
+    assert warning.endswith(
+        f"where the shorter edge of images has {planned}, which is too small to learn: {remedy}"
+    )
 
 
 def test_a_slow_machine_gets_smaller_images_down_to_a_limit():
@@ -228,6 +246,7 @@ def test_few_images_need_not_all_the_time(num_images, batch, iterations):
 
 def test_half_the_batch_has_half_the_learning_rate():
     assert plan_schedule(100, 10, 4, 0.1, StepCost(1.0, 0.0, 0.5), 500.0).learning_rate == 0.05
+    assert plan_schedule(100, 10, 6, 0.1, StepCost(1.0, 0.0, 0.5), 500.0).learning_rate == 0.075
 
 
 @pytest.mark.parametrize("budget", [1.0, 20.0])
@@ -326,3 +345,19 @@ def test_the_text_has_the_reasons_as_comments():
     content = yaml.safe_load(text)
     assert content["MODEL"] == {"RETINANET": {"NUM_CLASSES": 2}, "DEVICE": "cpu"}
     assert content["DATASETS"]["TRAIN"] == ["name: with # signs"]
+
+
+# ----------------------------------------------------------------------- targets
+
+
+def test_predictions_choose_targets_but_of_objects_that_have_no_location_inside():
+    assert choose_targets("", small_side=8) == []
+    by_iou = options(choose_targets("", small_side=7.9))
+    assert dict(zip(by_iou[::2], by_iou[1::2])) == {
+        "MODEL.RETINANET.MATCHER_NAME": "IoUMatcher",
+        "MODEL.RETINANET.CLS_LOSS_NAME": "FocalLoss",
+    }
+
+
+def test_trained_weights_keep_the_matching_that_they_were_trained_with():
+    assert choose_targets("model_final.pth", small_side=2) == []

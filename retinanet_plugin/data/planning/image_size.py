@@ -37,11 +37,17 @@ class ImageSize:
     max_size: int
     reason: str
     small_side: float  # after resizing, of the smallest fifth of the boxes the largest, in pixels
+    remedy: str  # for objects that are too small
 
     @property
-    def needs_tiles(self) -> bool:
-        """Whether objects stay too small to be learned."""
-        return self.small_side < LEAST_SIDE
+    def warnings(self) -> list[str]:
+        """A sentence if objects stay too small to be learned."""
+        if self.small_side >= LEAST_SIDE:
+            return []
+        return [
+            f"a fifth of the objects have {self.small_side:.0f} pixels or less where the shorter "
+            f"edge of images has {self.short_edge}, which is too small to learn: {self.remedy}"
+        ]
 
     def choices(self) -> list[Choice]:
         return [
@@ -88,7 +94,9 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     edge = _rounded(limits[reason])
     if edge == _LEAST_EDGE:
         reason = "smaller images would leave few cells to the coarser levels of features"
-    return ImageSize(edge, _max_size(edge, aspect), reason, small * edge / native)
+    return ImageSize(
+        edge, _max_size(edge, aspect), reason, small * edge / native, _remedy(edge, native)
+    )
 
 
 def _wanted(native: float, small: float) -> dict[str, float]:
@@ -98,6 +106,14 @@ def _wanted(native: float, small: float) -> dict[str, float]:
         return {f"the smaller objects then have {WANTED_SIDE} pixels": edge}
     reason = "objects are seen well with less, but what tells them apart is smaller"
     return {reason: float(WANTED_EDGE)}
+
+
+def _remedy(edge: int, native: float) -> str:
+    """What makes objects larger that are too small at ``edge``."""
+    if edge + _STEP > _MOST_UPSCALED * native:
+        return "take images that show them with more pixels"
+    tiles = "cut the images into tiles"
+    return tiles if edge == _MOST_EDGE else f"{tiles}, or give it more time with --budget"
 
 
 def small_side(facts: DatasetFacts) -> float:

@@ -33,13 +33,7 @@ class DataPlan:
     @property
     def warnings(self) -> list[str]:
         """Sentences on what will not be learned."""
-        if not self.size.needs_tiles:
-            return []
-        return [
-            f"a fifth of the objects have {self.size.small_side:.0f} pixels or less where the "
-            f"shorter edge of images has {self.size.short_edge}, which is too small to learn: "
-            "cut the images into tiles, or give it more time with --budget"
-        ]
+        return self.size.warnings
 
 
 def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> DataPlan:

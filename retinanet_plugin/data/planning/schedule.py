@@ -111,7 +111,7 @@ def plan_schedule(
     return Schedule(
         iterations,
         batch,
-        lr_of_8 * batch / USUAL_BATCH,
+        round(lr_of_8 * batch / USUAL_BATCH, 10),  # 0.075, not 0.07500000000000001
         num_evaluations,
         START_SECONDS + iterations * step + num_evaluations * evaluation,
         iterations * batch / num_images,
