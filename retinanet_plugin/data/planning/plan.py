@@ -10,6 +10,7 @@ from .flips import choose_flip
 from .image_size import ImageSize, choose_image_size
 from .network import choose_network, choose_precision, learning_rate_of_8
 from .schedule import EVAL_SHARE, START_SECONDS
+from .targets import choose_targets
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> Data
         *choose_precision(machine),
         Choice("MODEL.RETINANET.NUM_CLASSES", len(facts.class_names), "the classes of the data"),
         *anchors.choices(),
+        *choose_targets(wishes.weights, size.small_side),
         *size.choices(),
         *choose_views(facts, size.short_edge),
         choose_flip(facts.class_names, wishes.flip),
