@@ -96,6 +96,12 @@ def test_yolo_names_are_a_list_or_numbered(tmp_path, names):
     assert read_dataset(str(path)).class_names == ["cat", "dog"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_yaml(tmp_path):
+    path = yolo(tmp_path, "1 0.5 0.5 1 1")
+    path.write_text("\ufeff" + path.read_text())
+    assert read_dataset(tmp_path).num_boxes == 1
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -249,13 +255,45 @@ def test_voc_folders(tmp_path, annotations, images):
     assert dataset.images[0].split == ("train" if annotations == "train" else "")
 
 
-def test_voc_lists_say_the_split(tmp_path):
-    for name in "ab":
-        image(tmp_path / f"JPEGImages/{name}.jpg")
-        write(tmp_path / f"Annotations/{name}.xml", voc((1, 1, 2, 2)))
-    write(tmp_path / "ImageSets/Main/train.txt", "b\n")
-    write(tmp_path / "ImageSets/Main/val.txt", "a\n")
-    assert [x.split for x in read_dataset(tmp_path).images] == ["val", "train"]
+def voc_with_lists(folder, stems, **lists):
+    for stem in stems:
+        image(folder / f"JPEGImages/{stem}.jpg")
+        write(folder / f"Annotations/{stem}.xml", voc((1, 1, 2, 2)))
+    for name, text in lists.items():
+        write(folder / f"ImageSets/Main/{name}.txt", text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ({"train": "b\n", "val": "a\n"}, ["val", "train", ""]),
+        ({"train": "\ufeffa\r\nb\r\n", "val": "\ufeffc"}, ["train", "train", "val"]),
+        ({"trainval": "a\nb", "test": "c"}, ["train", "train", "test"]),
+        ({"trainval": "a\nb", "train": "a", "test": "c"}, ["train", "val", "test"]),
+        ({"trainval": "a\nb", "val": "a"}, ["val", "train", ""]),
+        ({"trainval": "a\nb\nc"}, ["", "", ""]),
+        (
+            {"train": "JPEGImages/a.jpg\n", "val": "b  1\nAnnotations/c.xml"},
+            ["train", "val", "val"],
+        ),
+    ],
+)
+def test_voc_lists_say_the_split(tmp_path, lists, expected):
+    dataset = read_dataset(voc_with_lists(tmp_path, "abc", **lists))
+    assert [x.split for x in dataset.images] == expected
+    assert dataset.notes == []
+
+
+def test_voc_lists_of_names_that_are_not_there(tmp_path):
+    voc_with_lists(tmp_path, ["my cat", "b"], train="my cat\ngone\n", val="b\n")
+    dataset = read_dataset(tmp_path)
+    assert [x.split for x in dataset.images] == ["val", "train"]
+    (note,) = dataset.notes
+    assert note.startswith("1 name has no XML file in")
+    assert note.endswith("of 2 in " + str(tmp_path / "ImageSets/Main/train.txt; the first is gone"))
+    (tmp_path / "ImageSets/Main/val.txt").write_text("b\n", "utf-16")
+    assert "val.txt cannot be read" in message(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def _kind_of_xml(path: str) -> str:
 def _kind_of_yaml(path: str) -> str:
     with open(path, "rb") as file:
         beginning = file.read(_BEGINNING)
-    keys = {key.decode() for key in re.findall(rb"^(names|nc|train|val)\s*:", beginning, re.M)}
+    keys = set(re.findall(rb"^(?:\xef\xbb\xbf)?(names|nc|train|val)\s*:", beginning, re.M))
     return YOLO if len(keys) > 1 else ""
 
 

@@ -10,6 +10,7 @@ from ..findings import counted
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box, class_names_of
 from .image_places import place_images, split_of_file
 from .sizes import take_sizes
+from .voc_lists import listed_splits
 
 
 def read_voc(paths: Sequence[str], image_folder: str | None) -> AnnotatedImages:
@@ -35,10 +36,11 @@ def read_voc(paths: Sequence[str], image_folder: str | None) -> AnnotatedImages:
             _, what, remedy = problem.args
             raise UserError(f"{path} {what}: {remedy}") from problem
         names.append(_names(tree, path))
-    notes = _count_from_0(images, os.path.dirname(paths[0]))
-    splits = _listed_splits(paths[0])
-    for image, path in zip(images, paths):
-        stem = os.path.splitext(os.path.basename(path))[0]
+    folder = os.path.dirname(paths[0])
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    splits, of_lists = listed_splits(folder, set(stems))
+    notes = _count_from_0(images, folder) + of_lists
+    for image, stem, path in zip(images, stems, paths):
         image.split = splits.get(stem) or split_of_file(path)
     notes += place_images(images, names, paths[0], image_folder, paths)
     notes += take_sizes(images)
@@ -116,17 +118,3 @@ def _count_from_0(images: Sequence[AnnotatedImage], source: str) -> list[str]:
         f"{begin} {source} begin before pixel 1, Pascal VOC's first one: all numbers there were "
         "taken as corners counted from 0"
     ]
-
-
-def _listed_splits(path: str) -> dict[str, str]:
-    """The splits of ``ImageSets/Main``, by the stems of images."""
-    folder = os.path.join(os.path.dirname(os.path.dirname(path)), "ImageSets", "Main")
-    splits: dict[str, str] = {}
-    for split in ("train", "val", "test"):
-        try:
-            with open(os.path.join(folder, f"{split}.txt")) as file:
-                stems = file.read().split()
-        except (OSError, ValueError):
-            continue
-        splits.update((stem, split) for stem in stems if stem not in splits)
-    return splits

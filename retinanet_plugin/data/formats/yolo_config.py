@@ -103,7 +103,7 @@ def _is_names_file(path: str) -> bool:
 
 def _load_yaml(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return yaml.safe_load(file)
     except OSError as error:
         raise UserError(

@@ -44,7 +44,7 @@ class Intake:
 
 
 def take_in(train: str, val: str | None) -> Intake:
-    """Read the data, and set a fifth of them aside for validation where none are named or marked.
+    """Read the data; where no images for validation are named or marked, a fifth is set aside.
 
     Args:
         train: annotations that :func:`retinanet_plugin.data.formats.read_dataset` reads.
@@ -58,28 +58,55 @@ def take_in(train: str, val: str | None) -> Intake:
     if val is not None:
         others = read_dataset(val)
         _check_apart(dataset, others, train, val)
-        return _with_equal_classes(dataset, others, [*notes, *others.notes], (train, val))
-    part_of = {part: [x for x in dataset.images if x.split == part] for part in _PARTS}
-    marked = part_of["val"] or part_of["test"]
-    if part_of["train"] and marked:
-        unused = len(dataset.images) - len(part_of["train"]) - len(marked)
-        notes.append(
-            f"{train} says itself which {counted(len(marked), 'image is', 'images are')} for "
-            "validation" + (f"; {unused:,} marked for test are not used" if unused else "")
-        )
-        parts = dataset.with_images(part_of["train"]), dataset.with_images(marked)
+        notes += [*_held_out_note(dataset, train), *others.notes]
+        return _with_equal_classes(dataset, others, notes, (train, val))
+    to_train, to_validate, of_parting = _parted(dataset, train)
+    called = train, f"{train} (images for validation)"
+    return _with_equal_classes(to_train, to_validate, [*notes, *of_parting], called)
+
+
+def _parted(
+    dataset: AnnotatedImages, called: str
+) -> tuple[AnnotatedImages, AnnotatedImages, list[str]]:
+    """Images to train on and for validation, as they are marked or set aside, and notes on it.
+
+    Where none are marked for validation, a test set is taken for it. It is never trained on, unless
+    there is nothing else.
+    """
+    marked: dict[str, list[AnnotatedImage]] = {"train": [], "": [], "val": [], "test": []}
+    for image in dataset.images:
+        marked[image.split].append(image)
+    to_train = "train" if marked["train"] else ""
+    to_validate = "val" if marked["val"] else "test"
+    if marked[to_train] and marked[to_validate]:
+        train, val = (dataset.with_images(marked[mark]) for mark in (to_train, to_validate))
+        images = counted(len(val.images), "image", "images")
+        notes = [f"{images} for validation, which {called} marks {to_validate}"]
     else:
-        train_part, val_part, of_split = split(dataset)
-        parts = train_part, val_part
-        notes.append(
-            f"{counted(len(parts[1].images), 'image', 'images')} of {len(dataset.images):,} set "
-            "aside for validation, a fifth of every class; --val names others"
-        )
-        notes += of_split
-    return _with_equal_classes(*parts, notes, (train, f"{train} (images for validation)"))
+        free = [image for image in dataset.images if image.split != "test"] or dataset.images
+        train, val, of_split = split(dataset.with_images(free))
+        images = counted(len(val.images), "image", "images")
+        notes = [
+            f"{images} of {len(free):,} set aside for validation, a fifth of every class; --val "
+            "names others",
+            *of_split,
+        ]
+    used = {image.file_name for part in (train, val) for image in part.images}
+    for mark, images_of_mark in marked.items():
+        if images_of_mark and images_of_mark[0].file_name not in used:
+            are = counted(len(images_of_mark), "image is", "images are")
+            why = f"marked {mark}" if mark else "in no list or folder of a split"
+            notes.append(f"{are} not used, {why}")
+    return train, val, notes
 
 
-_PARTS = ("train", "val", "test")
+def _held_out_note(dataset: AnnotatedImages, called: str) -> list[str]:
+    """A note on images that are trained on although they are marked for something else."""
+    number = sum(image.split in ("val", "test") for image in dataset.images)
+    if number in (0, len(dataset.images)):
+        return []
+    are = counted(number, "image that is", "images that are")
+    return [f"{called} has {are} marked val or test: trained on as well, since --val names others"]
 
 
 def _put(content: bytes, file: BinaryIO) -> None:
