@@ -119,6 +119,16 @@ def test_a_class_with_one_image_is_for_training(tmp_path):
         assert notes == ["2 classes have too few images to be in validation as well: x, y"]
 
 
+def test_no_class_is_in_validation_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    letters = [chr(ord("A") + i) for i in range(50)]
+    labels = ["".join(rng.choice(letters, 5)) for _ in range(25)]
+    train, val, _ = split(data(tmp_path, labels))
+    in_train, in_val = train.boxes_per_class(), val.boxes_per_class()
+    assert [label for label in in_val if in_val[label] and not in_train[label]] == []
+    assert val.images
+
+
 def test_one_image_with_most_boxes_leaves_images_for_training(tmp_path):
     train, val, _ = split(data(tmp_path, ["a" * 100, *"a" * 20]), 0.2)
     assert len(train.images[0].boxes) == 100

@@ -23,8 +23,8 @@ def split(
     Images that look alike are on one side. Iterative stratification (Sechidis et al., On the
     Stratification of Multi-label Data, ECML PKDD 2011, algorithm 1), of boxes instead of labels and
     of groups of images: the class with the fewest groups comes first, and each of its groups, the
-    largest first, goes to the side that has the least of its share of the class. Images without
-    objects count as a class.
+    largest first, goes to the side that has the least of its share of the class, but none to
+    validation that has the last of a class for training. Images without objects count as a class.
 
     Args:
         dataset: two images or more; their own splits are not regarded.
@@ -88,7 +88,6 @@ def _stratify(counts: np.ndarray, sizes: np.ndarray, fraction: float, seed: int)
     filled_groups = np.zeros(2)
     side = np.full(num_groups, -1)
     has = counts > 0
-    only_group = has.sum(axis=0) == 1  # of these classes there is nothing to share
     # Where one image has most of a class's boxes, all others would not make up for it.
     most_in_val = _MOST_OF_SHARE * fraction * sizes.sum()
     while (side < 0).any():
@@ -98,7 +97,9 @@ def _stratify(counts: np.ndarray, sizes: np.ndarray, fraction: float, seed: int)
         for group in members[np.lexsort((rank[members], -counts[members, k]))]:
             emptiest = min((_TRAIN, _VAL), key=lambda s: (filled[s, k], filled_groups[s]))
             is_full = filled[_VAL, k] > 0 and sizes[side == _VAL].sum() >= most_in_val
-            chosen = _TRAIN if only_group[k] or is_full else emptiest
+            # Of a class that training lacks nothing is learned; validation can do without one.
+            takes_last = (has[group] & (has[side != _VAL].sum(axis=0) == 1)).any()
+            chosen = _TRAIN if takes_last or is_full else emptiest
             side[group] = chosen
             filled[chosen] += counts[group] / shares[chosen]
             filled_groups[chosen] += 1 / shares[chosen]
