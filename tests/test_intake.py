@@ -74,3 +74,21 @@ def test_marked_images_that_are_trained_on_are_said_to_be(data, tmp_path):
     intake = take_in(path, str(others))
     assert len(intake.train.images) == 9
     assert "has 5 images that are marked val or test: trained on as well" in intake.notes[0]
+
+
+def test_images_for_validation_that_are_trained_on_are_counted(data, tmp_path):
+    path = data(train=4, val=3)
+    assert "look like" not in " ".join(take_in(path, None).notes)
+    (tmp_path / "val/val0.png").write_bytes((tmp_path / "train/train2.png").read_bytes())
+    with Image.open(tmp_path / "train/train1.png") as image:
+        image.resize((60, 40)).save(tmp_path / "val/val2.png")
+    for notes in (
+        take_in(path, None).notes,
+        take_in(str(tmp_path / "train"), str(tmp_path / "val")).notes,
+    ):
+        assert (
+            "2 images look like others that are trained on, of 3 for validation, such as"
+            in notes[-1]
+        )
+        assert "/val/val0.png like" in notes[-1]
+        assert "/train/train2.png: results" in notes[-1]

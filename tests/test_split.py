@@ -77,6 +77,15 @@ def test_near_duplicates_are_on_one_side(tmp_path):
         assert notes[0].startswith("36 images look like others (12 groups, the largest of 3)")
 
 
+def test_copies_of_roboflow_are_known_by_their_names(tmp_path):
+    """They are mirrored, cropped, turned ..."""
+    files = []
+    for name, seed in (("a_jpg", "01"), ("b_jpg", "02"), ("a_jpg", "03"), ("a_png", "04")):
+        files.append(str(tmp_path / f"{name}.rf.{seed * 16}.jpg"))
+        picture(int(seed)).save(files[-1])
+    assert near_duplicates(files) == [[0, 2], [1], [3]]
+
+
 def test_even_surfaces_are_alike_only_if_they_are_the_same(tmp_path):
     pages = []
     for i in range(4):  # a sheet with a spot: no bit of the hash is certain

@@ -1,5 +1,6 @@
 """Images that show the same: copies, other sizes and qualities, frames that hardly differ."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,14 +17,16 @@ _MOST_BITS = 45
 # nothing, and this is low.
 _LEAST_CORRELATION = 0.85
 _ROWS_AT_ONCE = 1024
+# Roboflow's names of the copies that it makes of an image: NAME_jpg.rf.HASH.jpg.
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{16,}\.\w+")
 
 
 def near_duplicates(files: Sequence[str]) -> list[list[int]]:
     """Groups of images of which each looks like another one of its group.
 
     Two look alike if their difference hashes (is a pixel brighter than its left neighbour, at 17 x
-    16 pixels) differ in few bits, and their grey values correlate. Turned or mirrored copies are
-    not found.
+    16 pixels) differ in few bits, and their grey values correlate. Turned, mirrored or cropped
+    copies are found only if they are Roboflow's, by their names.
 
     Args:
         files: of images; one that cannot be read looks like none.
@@ -41,15 +44,24 @@ def near_duplicates(files: Sequence[str]) -> list[list[int]]:
             i = group_of[i]
         return i
 
+    pairs = _of_one_name(files)
     if readable:
         pixels = np.stack([x for x in thumbnails if x is not None])
-        for first, second in _alike(pixels):
-            a, b = sorted((root(readable[first]), root(readable[second])))
-            group_of[b] = a
+        pairs += [(readable[first], readable[second]) for first, second in _alike(pixels)]
+    for first, second in pairs:
+        a, b = sorted((root(first), root(second)))
+        group_of[b] = a
     groups: dict[int, list[int]] = {}
     for i in range(len(files)):
         groups.setdefault(root(i), []).append(i)
     return list(groups.values())
+
+
+def _of_one_name(files: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of indices of copies that Roboflow made of one image."""
+    first: dict[str, int] = {}
+    matches = [(i, _ROBOFLOW.fullmatch(path)) for i, path in enumerate(files)]
+    return [(first.setdefault(match[1], i), i) for i, match in matches if match]
 
 
 def _thumbnail(path: str) -> np.ndarray | None:

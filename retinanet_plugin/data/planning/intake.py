@@ -11,6 +11,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import counted
 from ..formats import AnnotatedImage, AnnotatedImages, read_dataset
+from ..near_duplicates import near_duplicates
 from ..split import split
 
 
@@ -58,7 +59,7 @@ def take_in(train: str, val: str | None) -> Intake:
     if val is not None:
         others = read_dataset(val)
         _check_apart(dataset, others, train, val)
-        notes += [*_held_out_note(dataset, train), *others.notes]
+        notes += [*_held_out_note(dataset, train), *others.notes, *_alike_note(dataset, others)]
         return _with_equal_classes(dataset, others, notes, (train, val))
     to_train, to_validate, of_parting = _parted(dataset, train)
     called = train, f"{train} (images for validation)"
@@ -82,6 +83,7 @@ def _parted(
         train, val = (dataset.with_images(marked[mark]) for mark in (to_train, to_validate))
         images = counted(len(val.images), "image", "images")
         notes = [f"{images} for validation, which {called} marks {to_validate}"]
+        notes += _alike_note(train, val)
     else:
         free = [image for image in dataset.images if image.split != "test"] or dataset.images
         train, val, of_split = split(dataset.with_images(free))
@@ -107,6 +109,22 @@ def _held_out_note(dataset: AnnotatedImages, called: str) -> list[str]:
         return []
     are = counted(number, "image that is", "images that are")
     return [f"{called} has {are} marked val or test: trained on as well, since --val names others"]
+
+
+def _alike_note(train: AnnotatedImages, val: AnnotatedImages) -> list[str]:
+    """A note on images for validation that were seen in training, or nearly."""
+    files = [image.file_name for part in (train, val) for image in part.images]
+    num_train = len(train.images)
+    # The first image to train on that one for validation looks like, by the latter.
+    seen = {i: group[0] for group in near_duplicates(files) for i in group if group[0] < num_train}
+    pairs = [(files[i], files[j]) for i, j in sorted(seen.items()) if i >= num_train]
+    if not pairs:
+        return []
+    look = counted(len(pairs), "image looks", "images look")
+    return [
+        f"{look} like others that are trained on, of {len(val.images):,} for validation, such as "
+        f"{pairs[0][0]} like {pairs[0][1]}: results on them will be better than on new images"
+    ]
 
 
 def _put(content: bytes, file: BinaryIO) -> None:
