@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..losses.normalizer import NormalizedLosses
+from .bare_model import bare_model
 from .checks.device_checks import without_gradient
 from .failures.own_losses import OwnLosses
-from .validation import bare_model
 
 _Batch = list[dict[str, Any]]
 

@@ -27,6 +27,7 @@ from ..data.loading.test_loader import build_test_loader
 from ..execution.cuda_graphs import CudaGraphs, check_cuda_graphs
 from ..meta_arch import ModularRetinaNet
 from .averaging import WeightAverage
+from .bare_model import bare_model
 from .checkpoints.checkpointer import Checkpointer
 from .checkpoints.earlier_checkpoints import (
     prepare_output_dir,
@@ -44,7 +45,6 @@ from .resumable import ResumableTrainer
 from .signals import at_once
 from .validation import (
     DetectionCounter,
-    bare_model,
     inference_folder,
     share_reached,
     share_statistics,

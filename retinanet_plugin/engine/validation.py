@@ -12,13 +12,11 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.dataset_facts import DatasetFacts
 from ..data.loading.mapper import RetinaNetMapper
 from ..data.loading.test_loader import build_test_loader
 from ..data.resized_boxes import resized_boxes
-from ..execution.cuda_graphs import CudaGraphs
 from ..meta_arch import ModularRetinaNet
 
 _WEIGHT = "weight of "
@@ -49,13 +47,6 @@ class DetectionCounter(DatasetEvaluator):
 def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
     """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
     return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-
-
-def bare_model(model: nn.Module) -> nn.Module:
-    """The model without what a trainer puts around it."""
-    if isinstance(model, DistributedDataParallel):
-        return model.module
-    return model.model if isinstance(model, CudaGraphs) else model
 
 
 def share_statistics(model: nn.Module) -> None:

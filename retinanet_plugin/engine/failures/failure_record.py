@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import UserError, listed
 from ...weights.finite_numbers import parameters_not_finite
 from ...whole_files import write_whole_file
-from ..validation import bare_model
+from ..bare_model import bare_model
 from .kinds import MEMORY_REMEDY
 from .sentences import in_one_line, is_out_of_memory, sentence_of
 from .training_step import TrainingStep, gradient_norm, run_again
