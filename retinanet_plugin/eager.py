@@ -27,6 +27,14 @@ def is_eager(*tensors: Tensor) -> bool:
     )
 
 
+def values_at_hand(tensor: Tensor) -> bool:
+    """Whether Python can read the values now: no device would wait, no program is recorded."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    # Fake tensors are of a subclass; those that torch.vmap maps over stand for many.
+    plain = type(tensor) is Tensor and not torch._C._functorch.is_batchedtensor(tensor)
+    return plain and tensor.device.type == "cpu" and not recorded
+
+
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is active, which forbids to change buffers."""
     return torch._C._are_functorch_transforms_active()

@@ -6,19 +6,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..eager import values_at_hand
 from ..errors import UserError
 from .targets import Targets
 
 # Fewest boxes that ground truth is padded to.
 MIN_PADDED_BOXES = 8
-
-
-def values_at_hand(tensor: Tensor) -> bool:
-    """Whether Python can read the values now: no device would wait, no program is recorded."""
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    # Fake tensors are of a subclass; those that torch.vmap maps over stand for many.
-    plain = type(tensor) is Tensor and not torch._C._functorch.is_batchedtensor(tensor)
-    return plain and tensor.device.type == "cpu" and not recorded
 
 
 def read_ground_truth(batched_inputs: list[dict[str, Any]], num_classes: int) -> list[Instances]:

@@ -8,9 +8,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ..eager import values_at_hand
 from ..errors import UserError
 from .best_boxes import BestBoxes
-from .ground_truth import GroundTruth, check_devices, padded_truth, values_at_hand
+from .ground_truth import GroundTruth, check_devices, padded_truth
 from .iou_matrix import matrix_search
 from .iou_search import ANY_OVERLAP, add_all_overlaps, search
 from .registry import MATCHER_REGISTRY, check_memory
