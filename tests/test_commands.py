@@ -128,11 +128,13 @@ def test_rows_of_the_comparison_see_the_imbalance(row):
     assert sum(len(boxes) for boxes in anchors) >= 5000
 
 
-def test_focal_loss_figures(data_opts, tmp_path, capsys):
+@pytest.mark.parametrize("has_iou_branch", ["False", "True"])
+def test_focal_loss_figures(data_opts, tmp_path, capsys, has_iou_branch):
     config = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN.yaml")
-    model = build_model(load_config(config))
+    branch = ["MODEL.RETINANET.IOU_BRANCH", has_iou_branch]
+    model = build_model(load_config(config, branch))
     DetectionCheckpointer(model, save_dir=str(tmp_path)).save("random")
-    opts = [*data_opts, "MODEL.WEIGHTS", str(tmp_path / "random.pth")]
+    opts = [*data_opts, *branch, "MODEL.WEIGHTS", str(tmp_path / "random.pth")]
     main(["focal-loss-figures", "--config-file", config, "--opts", *opts])
     assert "foreground and" in capsys.readouterr().out
     for name in ("focal_loss_curves.png", "focal_loss_shares.png"):

@@ -15,15 +15,26 @@ from retinanet_plugin.errors import UserError
 
 
 @pytest.fixture
-def trainer(instant_cfg, tmp_path):
-    """A trainer that has not begun; its third step is the last."""
-    cfg = instant_cfg
-    cfg.DATASETS.TEST = ()
-    cfg.SOLVER.MAX_ITER = 3
-    cfg.OUTPUT_DIR = str(tmp_path / "output")
+def trainer_of(instant_cfg, tmp_path):
+    """``trainer_of(change)``: a trainer of a changed config that has not begun; its third step is
+    the last."""
+
+    def build(change):
+        cfg = instant_cfg
+        cfg.DATASETS.TEST = ()
+        cfg.SOLVER.MAX_ITER = 3
+        cfg.OUTPUT_DIR = str(tmp_path / "output")
+        change(cfg)
+        return Trainer(cfg)
+
     logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
-    yield Trainer(cfg)
+    yield build
     logging.getLogger("detectron2.engine.train_loop").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def trainer(trainer_of):
+    return trainer_of(lambda cfg: None)
 
 
 @pytest.fixture
@@ -78,6 +89,28 @@ def test_a_step_runs_again_bit_for_bit(trainer, fails, tmp_path, capsys):
     for name in ("the batch", "norm of the gradient", "logits", *step.names()):
         assert name in printed
     assert f"{report.losses['loss_cls']:.6g}" in printed
+
+
+def test_a_step_of_all_parts_runs_again_as_its_iteration(trainer_of, fails, tmp_path):
+    """The IoU branch is a third output of the head; ATSS stands in for TaskAlignedMatcher in these
+    three iterations, and their targets are others; pictures are put into the event storage."""
+
+    def change(cfg):
+        cfg.MODEL.RETINANET.IOU_BRANCH = True
+        cfg.MODEL.RETINANET.MATCHER_NAME = "TaskAlignedMatcher"
+        cfg.MODEL.RETINANET.TASK_ALIGNED_ATSS_SHARE = 1.0
+        cfg.VIS_PERIOD = 1
+
+    trainer = trainer_of(change)
+    fails(FloatingPointError("Loss became infinite or NaN"))
+    assert "in iteration 2: lower SOLVER.BASE_LR" in error_of(trainer)
+    model, step = load(f"{tmp_path}/output/failure-000002")
+    report = run_again(model, step, backward=True)
+    assert report.losses == fails.losses
+    assert report.losses.keys() == {"loss_cls", "loss_box_reg", "loss_iou"}
+    assert len(report.levels) == len(model.in_features)
+    step.iteration = 3  # which TaskAlignedMatcher matches
+    assert run_again(model, step).losses["loss_cls"] != fails.losses["loss_cls"]
 
 
 def test_weights_that_are_not_finite(trainer, tmp_path):

@@ -91,7 +91,7 @@ def _errors(cfg: CfgNode, num_images: int) -> tuple[torch.Tensor, torch.Tensor]:
     for batch in itertools.islice(loader, num_images):
         features = model.backbone(model.preprocess_image(batch).tensor)
         features = [features[name] for name in model.in_features]
-        pred_logits, _ = model.head(features)
+        pred_logits, *_ = model.head(features)
         anchors = model.anchor_generator(features)
         gt_instances = [x["instances"].to(model.device) for x in batch]
         gt_labels, _ = model.label_anchors(anchors, gt_instances)

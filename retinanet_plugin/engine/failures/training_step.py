@@ -1,12 +1,16 @@
 """One training step by itself: all it depends on, to run it again and look into it."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+
+from ...compat import current_iteration
 
 
 @dataclass
@@ -18,6 +22,7 @@ class TrainingStep:
     cuda_random_state: Tensor | None
     loss_normalizer: Any  # before the forward; None: the model has none
     autocast: bool  # in mixed precision, SOLVER.AMP.ENABLED
+    iteration: int | None = None  # which some parts depend on; None: a file of before it was kept
 
     @classmethod
     def before(cls, model: nn.Module, inputs: list[dict[str, Any]]) -> "TrainingStep":
@@ -29,6 +34,7 @@ class TrainingStep:
             cuda_random_state=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
             loss_normalizer=normalizer.clone() if isinstance(normalizer, Tensor) else normalizer,
             autocast=torch.is_autocast_enabled(),
+            iteration=current_iteration(),
         )
 
     def prepare(self, model: Any) -> None:
@@ -83,10 +89,11 @@ def run_again(
     """
     levels: list[dict[str, dict[str, float | None]]] = []
 
-    def look(head: nn.Module, args: Any, outputs: tuple[list[Tensor], list[Tensor]]) -> None:
+    def look(head: nn.Module, args: Any, outputs: tuple[list[Tensor], ...]) -> None:
+        pred_logits, pred_anchor_deltas, *_ = outputs  # and what IOU_BRANCH adds
         levels.extend(
             {"logits": statistics(logits), "deltas": statistics(deltas)}
-            for logits, deltas in zip(*outputs)
+            for logits, deltas in zip(pred_logits, pred_anchor_deltas)
         )
 
     step.prepare(model)
@@ -94,8 +101,10 @@ def run_again(
     head = getattr(model, "head", None)
     hook = head.register_forward_hook(look) if isinstance(head, nn.Module) else None
     inputs = step.inputs if image is None else [step.inputs[image]]
+    storage = nullcontext() if step.iteration is None else EventStorage(step.iteration)
     try:
         with (
+            storage,
             torch.set_grad_enabled(backward),
             torch.autocast("cuda", enabled=step.autocast, dtype=torch.float16),
         ):
