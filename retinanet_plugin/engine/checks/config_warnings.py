@@ -59,7 +59,8 @@ def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
             "in the other order"
         )
     if training:
-        yield from _training_warnings(cfg)
+        yield from _data_warnings(cfg)
+        yield from _solver_warnings(cfg)
         yield from _weight_warnings(cfg)
 
 
@@ -100,8 +101,8 @@ def _too_small(key: str, value: Any) -> str:
     )
 
 
-def _training_warnings(cfg: CfgNode) -> Iterator[str]:
-    solver, size = cfg.SOLVER, cfg.INPUT
+def _data_warnings(cfg: CfgNode) -> Iterator[str]:
+    size, most = cfg.INPUT, cfg.SOLVER.MAX_ITER
     for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
@@ -111,10 +112,10 @@ def _training_warnings(cfg: CfgNode) -> Iterator[str]:
         yield f"{both[0]} is in DATASETS.TRAIN and in DATASETS.TEST: its AP is of trained images"
     if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
         yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD} but DATASETS.TEST is empty"
-    elif cfg.TEST.EVAL_PERIOD > solver.MAX_ITER:
+    elif cfg.TEST.EVAL_PERIOD > most:
         yield (
-            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, above SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}: only the end of the training is evaluated"
+            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, above SOLVER.MAX_ITER {most}: only the "
+            "end of the training is evaluated"
         )
     if 0 < min(size.MIN_SIZE_TRAIN) < _SMALLEST_SIZE:
         yield _too_small("INPUT.MIN_SIZE_TRAIN", size.MIN_SIZE_TRAIN)
@@ -125,6 +126,16 @@ def _training_warnings(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}, above INPUT.MAX_SIZE_TRAIN "
             f"{size.MAX_SIZE_TRAIN}, which alone decides the size of images"
         )
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
+        yield (
+            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
+            "which no image is repeated"
+        )
+
+
+def _solver_warnings(cfg: CfgNode) -> Iterator[str]:
+    solver = cfg.SOLVER
     late = [step for step in solver.STEPS if step > solver.MAX_ITER]
     if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         yield (
@@ -142,12 +153,6 @@ def _training_warnings(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.BASE_LR is {solver.BASE_LR}, a rate of SGD, with SOLVER.OPTIMIZER AdamW, of "
             "which 0.0001 (after trained weights) to about 0.01 (after random ones) are usual"
-        )
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
-    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
-        yield (
-            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
-            "which no image is repeated"
         )
 
 
