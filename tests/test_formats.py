@@ -651,6 +651,36 @@ def test_few_images_that_were_deleted_are_left_out_and_noted(tmp_path, kind):
     assert "3 of 40" in message(path)
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[10, 5, 30, 5, 30, 20], [10, 8, 12, 25, 11, 9]],
+        {"size": [50, 100], "counts": [505, 20, *[30, 20] * 19, 3525]},  # columns 10 to 29
+        {"size": [50, 100], "counts": "i?d0n00000000000000000000000000000000000000W]3"},
+    ],
+)
+def test_coco_without_boxes_gets_those_of_polygons_and_masks(tmp_path, segmentation):
+    image(tmp_path / "a.jpg")
+    content = coco(["a.jpg"], segmentation=segmentation)
+    for bbox in (None, [0, 0, 0, 0], "none"):
+        content["annotations"][0]["bbox"] = bbox
+        if bbox == "none":
+            del content["annotations"][0]["bbox"]
+        dataset = read_dataset(write(tmp_path / "coco.json", content))
+        assert boxes_of(dataset)["a.jpg"] == [("cat", 10, 5, 30, 25)]
+        assert dataset.notes == ["1 annotation has no box: that of its polygon or mask was taken"]
+
+
+@pytest.mark.parametrize("segmentation", [[], [[1, 2, 3]], {"size": [5, 5]}, "abc", [["x", "y"]]])
+def test_coco_without_boxes_and_without_polygons_is_told(tmp_path, segmentation):
+    image(tmp_path / "a.jpg")
+    content = coco(["a.jpg"], segmentation=segmentation)
+    del content["annotations"][0]["bbox"]
+    path = write(tmp_path / "coco.json", content)
+    assert "annotation 1 (a.jpg) has" in message(path)
+    assert "no 'bbox'" in message(path)
+
+
 def test_coco_that_is_not_so_is_named_by_its_entry(tmp_path):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / "coco.json", coco(["a.jpg"], bbox=[1, 2, 3]))

@@ -166,6 +166,9 @@ def _unknown(value: Any, field: str, key: str, known: Collection[Any]) -> tuple[
 
 
 def _bbox(entry: dict[str, Any]) -> list[float]:
+    if "bbox" not in entry and entry.get("segmentation"):
+        remedy = "python -m retinanet_plugin convert writes the boxes of polygons"
+        raise Unusable("no bbox", "has a segmentation, but no 'bbox'", remedy)
     bbox = _required(entry, "bbox")
     if is_bbox(bbox):
         return bbox

@@ -8,14 +8,16 @@ from ...whole_files import write_whole_file
 from ..annotations.coco_format import read_content, to_coco_file
 from ..findings import Findings, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
+from .coco_masks import add_boxes_of_masks
 from .image_places import place_images, split_of_file
 from .sizes import take_sizes
 
 
 def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
-    """Read a file in COCO's format; its polygons and masks are not kept.
+    """Read a file in COCO's format.
 
-    A category of Roboflow's that only groups others is no class.
+    Polygons and masks are not kept; those without a box give theirs. A category of Roboflow's that
+    only groups others is no class.
 
     Raises:
         UserError: an entry cannot be read, or the images are not found.
@@ -25,7 +27,7 @@ def read_coco_file(path: str, image_folder: str | None) -> AnnotatedImages:
     content = read_content(path, source, findings)
     coco, notes = None, []
     if content is not None:
-        notes = _leave_out_groups(content, path)
+        notes = [*_leave_out_groups(content, path), *add_boxes_of_masks(content, path)]
         coco = to_coco_file(content, "", source, findings)
     for error in findings.errors.values():
         raise UserError(str(error))
