@@ -20,8 +20,8 @@ try:
     picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 except (OSError, ValueError, SyntaxError) as error:  # of Pillow
     sys.exit(f"error: {sys.argv[2]} cannot be read: {error}")
-if decoding["in_graph"] or decoding["score_voting"] or decoding["clip_before_nms"]:
-    sys.exit("error: this example is for exports without --nms, voting and clipping before NMS")
+if decoding["in_graph"]:
+    sys.exit("error: this example is for exports without --nms")
 
 # The image, resized, in the model's order of colours; at the right and below, the mean colour.
 short, long = sorted(picture.size)
@@ -41,26 +41,47 @@ for level in notes["anchors"]:
     x, y = np.meshgrid(x * level["stride"], y * level["stride"])
     anchors.append((np.stack([x, y, x, y], -1)[:, :, None] + level["boxes"]).reshape(-1, 4))
 
-# What scores above the threshold, as boxes (x1, y1, x2, y2) in pixels of the file.
+# What scores above the threshold, of each level the best, as boxes (x1, y1, x2, y2) in pixels of
+# the resized image.
 scores = 1 / (1 + np.exp(-logits))
 scores = scores / (1 + np.exp(-ious[0][:, None])) if ious else scores
 rows, classes = np.nonzero(scores > decoding["score_thresh"])
+order = np.argsort(-scores[rows, classes], kind="stable")
+levels = np.repeat(np.arange(len(anchors)), [len(level) for level in anchors])[rows[order]]
+best = [order[levels == level][: decoding["topk_candidates"]] for level in range(len(anchors))]
+rows, classes = rows[np.concatenate(best)], classes[np.concatenate(best)]
 scores, low, high = scores[rows, classes], *np.split(np.concatenate(anchors)[rows], 2, axis=1)
 shift, growth = np.split(deltas[rows] / decoding["box_weights"], 2, axis=1)
 centres = (low + high) / 2 + shift * (high - low)
 halves = (high - low) / 2 * np.exp(np.minimum(growth, np.log(1000 / 16)))
 boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+if decoding["clip_before_nms"]:
+    boxes = np.clip(boxes, 0, (width, height, width, height))
+areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+
+
+def overlaps(i, others):
+    """IoU of box ``i`` and others; 0 of boxes without an area."""
+    low = np.maximum(boxes[others, :2], boxes[i, :2])
+    high = np.minimum(boxes[others, 2:], boxes[i, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    return shared / np.maximum(areas[others] + areas[i] - shared, 1e-30)
+
 
 # Non-maximum suppression in each class, best first.
-areas, kept = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), []
+kept = []
 for i in np.argsort(-scores, kind="stable"):
     same = [k for k in kept if classes[k] == classes[i]]
-    low, high = np.maximum(boxes[same, :2], boxes[i, :2]), np.minimum(boxes[same, 2:], boxes[i, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=1)
-    if np.all(shared <= decoding["nms_thresh"] * (areas[same] + areas[i] - shared)):
+    if np.all(overlaps(i, same) <= decoding["nms_thresh"]):
         kept.append(i)
 
 for i in kept[: decoding["max_detections_per_image"]]:
-    box = boxes[i] * np.tile(np.divide(picture.size, (width, height)), 2)
+    box = boxes[i]
+    if decoding["score_voting"]:  # the mean of the boxes of its class that overlap it
+        (same,) = np.nonzero(classes == classes[i])
+        near = overlaps(i, same)
+        weights = scores[same] * np.exp(-((1 - near) ** 2) / 0.025) * (near > 0.01)
+        box = weights @ boxes[same] / weights.sum() if weights.any() else box
+    box = box * np.tile(np.divide(picture.size, (width, height)), 2)
     box = np.clip(box, 0, np.tile(picture.size, 2))
     print(notes["class_names"][classes[i]], f"{scores[i]:.4f}", *(f"{side:.2f}" for side in box))

@@ -15,9 +15,11 @@ from conftest import ROOT, assert_equal_detections
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from small_detector import write_small_detector
+from torch import nn
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.__main__ import main
@@ -25,10 +27,11 @@ from retinanet_plugin.commands.export import roles_of
 from retinanet_plugin.data.images.read_image import read_image
 from retinanet_plugin.deploy.comparison import Comparison, compare, differences
 from retinanet_plugin.deploy.exported_graph import exported_graph
-from retinanet_plugin.deploy.exports import write_program
+from retinanet_plugin.deploy.exports import detecting_onnx, write_program
 from retinanet_plugin.deploy.pictures import Preprocessing
 from retinanet_plugin.deploy.plain_detectron2 import write_detectron2
 from retinanet_plugin.engine import Checkpointer
+from retinanet_plugin.inference import RetinaNetInference
 
 EXAMPLE = ROOT / "examples/onnx_predict.py"
 HEAD = """
@@ -49,6 +52,9 @@ EVERYTHING = """
     IN_FEATURES: ["p3", "p4", "p5", "p6"]
   ANCHOR_GENERATOR: {SIZES: [[16, 24], [32, 48], [64, 96], [128, 192]]}
 """
+
+
+VOTING = "MODEL.RETINANET.SCORE_VOTING"
 
 
 def write_detector(folder, config, name):
@@ -89,6 +95,8 @@ def assert_detects_the_same(path, detector):
     assert exported.class_names == expected.class_names
     found = exported(detector.files)  # of several sizes, some of them in batches
     assert_equal_detections(found, expected(detector.files))
+    voted, expected = (Predictor(x, opts=[VOTING, True]) for x in (path, detector.weights))
+    assert_equal_detections(voted(detector.files), expected(detector.files))
     strict = Predictor(path, opts=["MODEL.RETINANET.SCORE_THRESH_TEST", 0.6])
     for some, many in zip(strict(detector.files), found):
         assert len(some) == (many.scores > 0.6).sum()
@@ -151,11 +159,20 @@ def run_example(*args):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_example_needs_neither_pytorch_nor_detectron2(onnx_file, detector):
+@pytest.mark.parametrize("opts", [{}, {"SCORE_VOTING": True, "CLIP_BEFORE_NMS": True}], ids=str)
+def test_the_example_needs_neither_pytorch_nor_detectron2(opts, onnx_file, detector, tmp_path):
+    import onnx
+
+    model = onnx.load(onnx_file)
+    notes = {x.key: x.value for x in model.metadata_props}
+    decoding = json.loads(notes["decoding"]) | {key.lower(): opts[key] for key in opts}
+    onnx.helper.set_model_props(model, notes | {"decoding": json.dumps(decoding)})
+    onnx.save(model, tmp_path / "model.onnx")
+    keys = [x for key, value in opts.items() for x in (f"MODEL.RETINANET.{key}", value)]
+    predictor = Predictor(detector.weights, opts=keys)
     for path in detector.files[1:4]:  # one of them is turned by EXIF
-        ran = run_example(onnx_file, path)
+        ran = run_example(tmp_path / "model.onnx", path)
         assert ran.returncode == 0, ran.stderr
-        predictor = Predictor(detector.weights)
         (expected,) = predictor(path)
         rows = [line.split() for line in ran.stdout.splitlines()]
         assert len(rows) == len(expected) > 0
@@ -183,15 +200,67 @@ def test_mistakes_of_the_example_are_sentences(onnx_file, detector, tmp_path):
         assert "Traceback" not in ran.stderr
 
 
-def test_nms_in_the_graph_detects_the_same(detector, tmp_path, onnx_file):
+def test_nms_and_voting_in_the_graph_detect_the_same(detector, tmp_path, onnx_file):
     path = tmp_path / "model.onnx"
-    export("onnx", detector.weights, path, "--nms", "--images", detector.images)
+    export(
+        "onnx", detector.weights, path, "--nms", "--images", detector.images, "--opts", VOTING, True
+    )
     found = Predictor(path)(detector.files)
-    assert_equal_detections(found, Predictor(detector.weights)(detector.files))
+    voted, plain = (Predictor(detector.weights, opts=[VOTING, x]) for x in (True, False))
+    assert_equal_detections(found, voted(detector.files))
+    with pytest.raises(AssertionError):  # it does something
+        assert_equal_detections(found, plain(detector.files))
     with pytest.raises(UserError, match=r"runs on the CPU: leave out the device cuda:0"):
         Predictor(path, device="cuda:0")
     with pytest.raises(UserError, match="has NMS and its thresholds in it"):
         Predictor(path, opts=["MODEL.RETINANET.SCORE_THRESH_TEST", 0.6])
+
+
+class CandidatesOfPixels(nn.Module):
+    """In place of a network: each row of an image (1, 1, C, 6) is a box, a score and a class."""
+
+    def __init__(self, score_voting):
+        super().__init__()
+        self.raw = SimpleNamespace(model=SimpleNamespace(num_classes=3))
+        transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        self.inference = RetinaNetInference(
+            box2box_transform=transform, max_detections_per_image=20, score_voting=score_voting
+        )
+
+    def forward(self, images):
+        rows = images[0, 0]
+        rows = rows[(rows[:, 4] > self.inference.score_thresh).nonzero(as_tuple=True)[0]]
+        return rows[:, :4], rows[:, 4], rows[:, 5].long()
+
+
+@pytest.mark.filterwarnings("ignore:# The axis name")  # of dimensions that are the same
+@pytest.mark.parametrize("score_voting", [False, True])
+def test_detections_of_no_one_and_many_candidates(score_voting):
+    """Of three classes, boxes without an area among them, and more than are kept."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    candidates = CandidatesOfPixels(score_voting).eval()
+    sides = {2: torch.export.Dim("rows")}
+    content = detecting_onnx(candidates, torch.rand(1, 1, 5, 6), sides).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    torch.manual_seed(0)
+    for count in (0, 1, 2, 3, 30, 400):
+        centres, sizes = torch.rand(count, 2) * 60 + 20, torch.rand(count, 2) * 40
+        sizes[1::7] = 0
+        boxes = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
+        scores, classes = torch.rand(count), torch.randint(3, (count,))
+        logits = torch.full((1, 1, count, 1, 3), -math.inf)
+        logits[0, 0, range(count), 0, classes] = scores.logit()
+        (expected,) = candidates.inference(
+            [Boxes(boxes)], [logits], [torch.zeros(1, 1, count, 1, 4)], [(100, 100)]
+        )
+        rows = torch.cat([boxes, scores[:, None], classes[:, None]], dim=1)
+        outputs = session.run(None, {"images": rows[None, None].numpy()})
+        boxes, scores, classes = (torch.as_tensor(x) for x in outputs)
+        found = Instances((100, 100), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+        score, pixels = differences(expected, found)
+        assert score < 1e-5
+        assert pixels < 0.01
 
 
 def test_a_program_of_everything_at_once_detects_the_same(tmp_path, capsys):
@@ -209,9 +278,8 @@ def test_a_program_of_everything_at_once_detects_the_same(tmp_path, capsys):
         other = Predictor(path, opts=[f"MODEL.RETINANET.{key}", False])(detector.files)
         with pytest.raises(AssertionError):
             assert_equal_detections(other, expected)
-        stem = tmp_path / key
-        with pytest.raises(SystemExit, match="which ONNX's NMS does not do: leave --nms out"):
-            export("onnx", detector.weights, f"{stem}.onnx", "--nms")
+    with pytest.raises(SystemExit, match=r"CLIP_BEFORE_NMS is True, .*: leave --nms out, or add"):
+        export("onnx", detector.weights, tmp_path / "model.onnx", "--nms")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be read"):
         Predictor(path)
@@ -305,10 +373,13 @@ def test_images_without_truth_give_the_ranges_and_those_with_it_are_compared(det
 def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
     config = tmp_path / "small.yaml"
     small_cfg.INPUT.MIN_SIZE_TEST, small_cfg.INPUT.MAX_SIZE_TEST = 96, 128
+    small_cfg.MODEL.RETINANET.SCORE_VOTING = True
     config.write_text(small_cfg.dump())
     detector = write_small_detector(tmp_path, str(config), "plain_ants")
     output = tmp_path / "plain/model.yaml"
-    export("detectron2", detector.weights, output)
+    with pytest.raises(SystemExit, match=f"or add --opts {VOTING} False, which costs about 1 AP"):
+        export("detectron2", detector.weights, output)
+    export("detectron2", detector.weights, output, "--opts", VOTING, False)
     cfg = get_cfg()  # without this package's keys
     cfg.merge_from_file(str(output))
     plain = DefaultPredictor(cfg)
@@ -316,7 +387,8 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
     assert "the same within" in capsys.readouterr().out
     for path in detector.files:
         found = plain(read_image({"file_name": str(path)}, "BGR"))["instances"]
-        assert_equal_detections([found], Predictor(detector.weights)(path))
+        expected = Predictor(detector.weights, opts=[VOTING, False])(path)
+        assert_equal_detections([found], expected)
 
 
 @pytest.mark.parametrize(

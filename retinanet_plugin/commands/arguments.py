@@ -14,6 +14,11 @@ from ..engine.checks.startup_log import log_on_console
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--config-file FILE`` and ``--opts KEY VALUE ...``."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    add_opts(parser)
+
+
+def add_opts(parser: argparse.ArgumentParser) -> None:
+    """``--opts KEY VALUE ...``."""
     help_ = "config options; write them last"
     parser.add_argument("--opts", nargs="...", default=[], metavar="KEY VALUE", help=help_)
 

@@ -20,6 +20,7 @@ from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
 from ..whole_files import refuse_existing, try_folder
+from .arguments import add_opts
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
 _BESIDE = {"openvino": [".bin"], "detectron2": [".pth"]}  # of weights
@@ -47,12 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms", action="store_true", help="with onnx: decoding and NMS too, one image at a time"
     )
+    add_opts(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     images = _checked(args)
     config, weights = args.config, args.weights
-    cfg, class_names = read_config(config, weights, ()) if config else read_described(weights, ())
+    if config:
+        cfg, class_names = read_config(config, weights, args.opts)
+    else:
+        cfg, class_names = read_described(weights, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     compared, calibrating = roles_of(images, args.truth, class_names)
     with _no_file_after_errors(_written_files(args)):

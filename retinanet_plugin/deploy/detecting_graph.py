@@ -1,4 +1,4 @@
-"""A graph that detects: decoding and NMS after backbone and head, for ONNX."""
+"""A graph that detects: decoding, NMS and voting after backbone and head, for ONNX."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -8,90 +8,121 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..head import Predictions
-from ..inference import RetinaNetInference
+from ..inference import RetinaNetInference, score_voting
 from .exported_graph import ExportedGraph
 
-OUTPUTS = ("boxes", "scores", "classes")
-# What DetectingGraph returns, before NMS.
-CANDIDATES = ("all_boxes", "all_scores")
+DETECTIONS = ("boxes", "scores", "classes")
+# What DetectingGraph returns, before NMS, and what NMS keeps of it.
+CANDIDATES = ("all_boxes", "all_scores", "all_classes")
+KEPT = "kept"
+# Scores of 0 are of other classes than a candidate's own.
 _NMS = """<ir_version: {ir_version}, opset_import: ["": {opset}]>
-nms (float[1, rows, 4] all_boxes, float[1, rows, num_classes] all_scores)
-    => (float[detections, 4] boxes, float[detections] scores, int64[detections] classes)
-    <int64[1] most = {{{most}}}, float[1] overlap = {{{overlap}}}, float[1] least = {{{least}}},
-     int64[1] zero = {{0}}, int64 one = {{1}}, int64 two = {{2}}>
+nms (float[candidates, 4] all_boxes, float[candidates] all_scores, int64[candidates] all_classes)
+    => (int64[detections] kept)
+    <int64[1] num_classes = {{{num_classes}}}, float[2] no_yes = {{0, 1}},
+     int64[1] most = {{{most}}}, float[1] overlap = {{{overlap}}}, float[1] least = {{0}},
+     int64[1] zero = {{0}}, int64 two = {{2}}>
 {{
-    of_classes = Transpose <perm = [0, 2, 1]> (all_scores)
-    kept = NonMaxSuppression (all_boxes, of_classes, most, overlap, least)
-    kept_scores = GatherND (of_classes, kept)
-    count = Shape (kept_scores)
+    is_of_class = OneHot <axis = 0> (all_classes, num_classes, no_yes)
+    of_classes = Mul (is_of_class, all_scores)
+    boxes_of_image = Unsqueeze (all_boxes, zero)
+    scores_of_image = Unsqueeze (of_classes, zero)
+    found = NonMaxSuppression (boxes_of_image, scores_of_image, most, overlap, least)
+    rows = Gather <axis = 1> (found, two)
+    scores_of_rows = Gather (all_scores, rows)
+    count = Shape (rows)
     at_most = Min (count, most)
-    scores, best = TopK (kept_scores, at_most)
-    kept_classes = Gather <axis = 1> (kept, one)
-    classes = Gather (kept_classes, best)
-    kept_rows = Gather <axis = 1> (kept, two)
-    rows_of_best = Gather (kept_rows, best)
-    rows_of_boxes = Squeeze (all_boxes, zero)
-    boxes = Gather (rows_of_boxes, rows_of_best)
+    best_scores, best = TopK (scores_of_rows, at_most)
+    kept = Gather (rows, best)
 }}"""
 
 
 class DetectingGraph(nn.Module):
     """An :class:`ExportedGraph` of one image, with decoding.
 
-    Called with an image (1, C, H, W); returns boxes (1, R, 4) in its pixels and scores (1, R, K),
-    0 for what is not among the best ``TOPK_CANDIDATES_TEST`` of its level.
+    Called with an image (1, 3, H, W); returns the candidates for NMS: boxes (C, 4) in its pixels,
+    scores (C,) and classes (C,), of each level at most ``TOPK_CANDIDATES_TEST``.
     """
 
     def __init__(self, graph: ExportedGraph) -> None:
         """
         Raises:
-            UserError: the model detects by more than NMS.
+            UserError: the model clips boxes to an image whose size the graph does not know.
         """
         super().__init__()
         self.raw = graph  # "graph" is an attribute of what torch.export makes
         self.inference = cast(RetinaNetInference, graph.model.inference)
-        for name in ("score_voting", "clip_before_nms"):
-            if getattr(self.inference, name):
-                raise UserError(
-                    f"MODEL.RETINANET.{name.upper()} is True, which ONNX's NMS does not do: leave "
-                    "--nms out"
-                )
+        if self.inference.clip_before_nms:
+            raise UserError(
+                "MODEL.RETINANET.CLIP_BEFORE_NMS is True, and a graph that is given padded images "
+                "does not know where they end: leave --nms out, or add --opts "
+                "MODEL.RETINANET.CLIP_BEFORE_NMS False"
+            )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model, inference = self.raw.model, self.inference
         features, outputs = self.raw.features_and_outputs(images)
         predictions = Predictions.of_head(outputs, model.num_classes)
         anchors = model.anchor_generator(features)
         ious: Sequence[Tensor | None] = predictions.pred_ious or [None] * len(anchors)
-        boxes, scores = [], []
+        levels = []
         for level, logits, deltas, iou in zip(anchors, *predictions[:2], ious):
-            of_level = logits.sigmoid()
+            scores = logits.sigmoid()
             if iou is not None:
-                of_level = of_level * iou.sigmoid()[..., None]
-            of_level = of_level.flatten(1, 3)
-            flat = of_level.flatten(1)
-            count = torch.sym_min(inference.topk_candidates, flat.shape[1])
-            worst = flat.topk(count).values[:, -1:, None]
-            scores.append(torch.where(of_level >= worst, of_level, 0))
-            deltas = deltas.flatten(1, 3)[0]
-            boxes.append(inference.box2box_transform.apply_deltas(deltas, level.tensor)[None])
-        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+                scores = scores * iou.sigmoid()[..., None]
+            scores = scores.flatten()
+            count = torch.sym_min(inference.topk_candidates, scores.shape[0])
+            scores, best = scores.topk(count)
+            rows = best // model.num_classes
+            boxes = inference.box2box_transform.apply_deltas(
+                deltas.flatten(0, 3)[rows], level.tensor[rows]
+            )
+            levels.append((boxes, scores, best % model.num_classes))
+        boxes, scores, classes = (torch.cat(field) for field in zip(*levels))
+        (above,) = (scores > inference.score_thresh).nonzero(as_tuple=True)
+        return boxes[above], scores[above], classes[above]
 
 
-def with_nms(model: Any, graph: DetectingGraph) -> Any:
-    """An ONNX model of ``graph``, whose outputs are ``CANDIDATES``, with NMS after it.
+class Kept(nn.Module):
+    """Detections, of candidates and the rows (D,) that NMS keeps of them, best first."""
 
-    Its outputs are ``OUTPUTS``: boxes (D, 4), scores (D,), best first, and classes (D,).
+    def __init__(self, inference: RetinaNetInference) -> None:
+        super().__init__()
+        self.inference = inference
+
+    def forward(
+        self, kept: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept_boxes = boxes[kept]
+        if self.inference.score_voting:
+            kept_boxes = score_voting(kept_boxes, classes[kept], boxes, scores, classes)
+        return kept_boxes, scores[kept], classes[kept]
+
+
+def with_nms(candidates: Any, detections: Any, graph: DetectingGraph) -> Any:
+    """The ONNX model of ``graph``, NMS, and that of :class:`Kept`, one after the other.
+
+    Its outputs are ``DETECTIONS``: boxes (D, 4), scores (D,), best first, and classes (D,).
+
+    Args:
+        candidates: the model of ``graph``, whose outputs are ``CANDIDATES``.
+        detections: that of :class:`Kept`, whose inputs are ``KEPT`` and ``CANDIDATES``.
     """
     import onnx
 
     inference = graph.inference
     text = _NMS.format(
-        ir_version=model.ir_version,
-        opset=next(x.version for x in model.opset_import if not x.domain),
+        ir_version=candidates.ir_version,
+        opset=next(x.version for x in candidates.opset_import if not x.domain),
+        num_classes=graph.raw.model.num_classes,
         most=inference.max_detections_per_image,
         overlap=float(inference.nms_thresh),
-        least=float(inference.score_thresh),
     )
-    pairs = [(name, name) for name in CANDIDATES]
-    return onnx.compose.merge_models(model, onnx.parser.parse_model(text), io_map=pairs)
+    of_candidates = [(name, name) for name in CANDIDATES]
+    nms = onnx.compose.merge_models(
+        candidates, onnx.parser.parse_model(text), of_candidates, outputs=[*CANDIDATES, KEPT]
+    )
+    detections = onnx.compose.add_prefix(
+        detections, "of_kept/", rename_inputs=False, rename_outputs=False
+    )
+    return onnx.compose.merge_models(nms, detections, [*of_candidates, (KEPT, KEPT)])

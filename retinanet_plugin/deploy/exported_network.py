@@ -53,7 +53,7 @@ class ExportedNetwork:
         if self._detects and self.cfg != before:
             raise UserError(
                 f"{path} has NMS and its thresholds in it, so no option changes what it detects: "
-                "leave them out, or export a checkpoint with other values"
+                "leave them out, or give them to export, as --opts"
             )
         self._decoder = _Decoder(self.cfg, self._strides)
         self.preprocessing = Preprocessing.of(self.cfg)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..whole_files import write_whole_file
-from .detecting_graph import CANDIDATES, DetectingGraph, with_nms
+from .detecting_graph import CANDIDATES, DETECTIONS, KEPT, DetectingGraph, Kept, with_nms
 from .exported_graph import INPUT, LEAST_DIVISORS, OUTPUTS, describe, dynamic_input, exported_graph
 from .exported_network import NOTES, import_openvino, in_a_thread
 from .pictures import Source
@@ -29,8 +29,8 @@ def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
         nms: with decoding and NMS in the graph, for one image at a time.
 
     Raises:
-        UserError: a package is missing, the model detects by more than NMS where that is asked for,
-            or the file cannot be written.
+        UserError: a package is missing, the model clips boxes before an NMS that is asked for, or
+            the file cannot be written.
     """
     graph = exported_graph(network)
     (images,), shapes = dynamic_input(graph)
@@ -38,26 +38,59 @@ def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
         import onnx
 
         if nms:
-            detecting = DetectingGraph(graph)
-            sides = {i: shapes[INPUT][i] for i in (2, 3)}
-            exported = _onnx_of(detecting, images[:1], {INPUT: sides}, CANDIDATES)
-            model = with_nms(exported, detecting)
+            model = detecting_onnx(
+                DetectingGraph(graph), images[:1], {i: shapes[INPUT][i] for i in (2, 3)}
+            )
         else:
             names = OUTPUTS[: len(graph(images))]
-            model = _onnx_of(graph, images, shapes, names)
+            model = _onnx_of(graph, {INPUT: images}, (shapes[INPUT],), names)
         onnx.helper.set_model_props(model, describe(network, graph, nms))
         onnx.checker.check_model(model)
     content = model.SerializeToString()
     write_whole_file(path, lambda file: file.write(content))
 
 
-def _onnx_of(graph: nn.Module, images: Tensor, shapes: dict[str, Any], names: Sequence[str]) -> Any:
+def detecting_onnx(graph: DetectingGraph, image: Tensor, sides: dict[int, Any]) -> Any:
+    """A model of ONNX that detects in an image: ``graph``, NMS, and what this keeps.
+
+    Args:
+        image: an example, (1, C, H, W).
+        sides: what is variable of it.
+    """
+    detections, candidates = torch.export.Dim("detections"), torch.export.Dim("candidates")
+    rows, classes = torch.arange(2), torch.arange(3)
+    boxes, scores = torch.rand(3, 4), torch.rand(3)
+    return with_nms(
+        _onnx_of(graph, {INPUT: image}, (sides,), CANDIDATES),
+        _onnx_of(
+            Kept(graph.inference).eval(),
+            dict(zip((KEPT, *CANDIDATES), (rows, boxes, scores, classes))),
+            ({0: detections}, *[{0: candidates}] * len(CANDIDATES)),
+            DETECTIONS,
+        ),
+        graph,
+    )
+
+
+def _onnx_of(
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    shapes: tuple[dict[int, Any], ...],
+    names: Sequence[str],
+) -> Any:
+    """``graph`` as a model of ONNX.
+
+    Args:
+        inputs: an example of each, by the names that they are to have.
+        shapes: what is variable of them.
+        names: of outputs.
+    """
     program = torch.onnx.export(
         graph,
-        (images,),
+        tuple(inputs.values()),
         dynamo=True,
         dynamic_shapes=shapes,
-        input_names=[INPUT],
+        input_names=list(inputs),
         output_names=names,
         verbose=False,
     )

@@ -23,9 +23,14 @@ _STOCK = {
     "MODEL.RETINANET.HEAD_NAME": "RetinaNetHead",
     "MODEL.RETINANET.BOX_SCALES": False,
     "MODEL.RETINANET.IOU_BRANCH": False,
+    "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
     "MODEL.RETINANET.SCORE_VOTING": False,
     "MODEL.RETINANET.CLIP_BEFORE_NMS": False,
-    "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
+}
+# Without which the same weights still detect, and what that costs.
+_COSTS = {
+    "MODEL.RETINANET.SCORE_VOTING": "about 1 AP (docs/recipe.md)",
+    "MODEL.RETINANET.CLIP_BEFORE_NMS": "a few detections at the edges (docs/import-weights.md)",
 }
 
 
@@ -40,9 +45,12 @@ def write_detectron2(cfg: CfgNode, path: str) -> None:
     """
     for key, value in _STOCK.items():
         if (found := reduce(getitem, key.split("."), cfg)) != value:
+            remedy = "export to onnx instead"
+            if key in _COSTS:
+                remedy += f", or add --opts {key} {value}, which costs {_COSTS[key]}"
             raise UserError(
                 f"{key} is {found!r}, which Detectron2's RetinaNet does not have (it is as with "
-                f"{value!r}): export to onnx instead"
+                f"{value!r}): {remedy}"
             )
     weights = load_model(cfg).state_dict()
     del weights["loss_normalizer"]
