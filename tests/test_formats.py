@@ -75,7 +75,9 @@ def test_yolo_numbers_are_centre_and_size_in_shares_of_the_image(tmp_path):
     assert cat == pytest.approx(("cat", 40, 15, 60, 35))
     assert dog == pytest.approx(("dog", 0, 0, 20, 10))
     assert boxes_of(dataset)["b.jpg"] == []
-    assert dataset.notes == ["1 image has no label file, which means: no objects"]
+    (note,) = dataset.notes
+    assert note.startswith("1 image has no label file, which means: no objects; the first is ")
+    assert note.endswith("images/b.jpg")
     assert (dataset.images[0].width, dataset.images[0].height) == (100, 50)
 
 
@@ -194,6 +196,19 @@ def test_yolo_folders_without_yaml(tmp_path, image_file, label):
     assert dataset.class_names == ["cat"]
     assert dataset.num_boxes == 1
     assert dataset.images[0].split == ("train" if "train/" in image_file else "")
+
+
+def test_yolo_pictures_where_nothing_is_labelled_are_no_background(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 0.2 0.4")
+    image(tmp_path / "plots/result.png")
+    (tmp_path / "data.yaml").unlink()
+    write(tmp_path / "classes.txt", "cat\n")
+    dataset = read_dataset(tmp_path)
+    assert sorted(boxes_of(dataset)) == ["a.jpg", "b.jpg"]
+    assert dataset.notes[0].startswith(
+        "1 image is left out, in folders where none has a label file"
+    )
+    assert dataset.notes[0].endswith("plots/result.png")
 
 
 @pytest.mark.parametrize("name", ["my.names", "obj/_darknet.labels", "labels.txt"])
@@ -796,6 +811,22 @@ def test_links_in_a_circle_end(tmp_path):
     yolo(tmp_path, "0 0.5 0.5 0.2 0.4")
     (tmp_path / "images/again").symlink_to(tmp_path)
     assert len(read_dataset(tmp_path).images) == 2
+
+
+@pytest.mark.parametrize(
+    "files", [("config.yaml", "plan.html"), ("config.yaml", "log.txt"), ("predictions.json",)]
+)
+def test_what_this_package_wrote_is_no_part_of_the_data(tmp_path, files):
+    image(tmp_path / "a.jpg")
+    write(tmp_path / "coco.json", coco(["a.jpg"]))
+    for name in files:
+        write(tmp_path / "plan" / name, "")
+    own = write(tmp_path / "plan/annotations/train.json", coco([str(tmp_path / "a.jpg")]))
+    assert len(read_dataset(tmp_path).images) == 1
+    (tmp_path / "plan" / files[0]).unlink()
+    text = message(tmp_path)
+    assert str(own) in text
+    assert "are both annotations (COCO): name one" in text
 
 
 def test_no_box_at_all(tmp_path):

@@ -20,6 +20,8 @@ _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 # Images that were deleted since, and no mistake of the place: up to this share is left out.
 _FEW_MISSING = 0.05
 _DEEPEST = 16  # levels of folders: more are no data set
+# Files that folders have which new, train_net.py and predict write, and no data set.
+_OWN = ({"config.yaml", "plan.html"}, {"config.yaml", "log.txt"}, {"predictions.json"})
 
 Name = tuple[str, ...]  # what an image may be called, the likeliest first
 
@@ -182,11 +184,15 @@ def images_below(folder: str) -> list[str]:
 def files_below(folder: str, depth: int = _DEEPEST) -> Iterator[str]:
     """The files in a folder and, ``depth`` levels down, the folders in it, without hidden ones.
 
-    Links are followed, but into each folder only once.
+    Links are followed, but into each folder only once. Folders below it that this package wrote a
+    plan, a training or detections into are left out: they may lie beside the data they are of.
     """
     seen: set[str] = set()
     top = folder.rstrip(os.sep).count(os.sep)
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if parent != folder and any(own <= set(names) for own in _OWN):
+            folders.clear()
+            continue
         real = os.path.realpath(parent)
         is_deep = parent.rstrip(os.sep).count(os.sep) - top >= depth
         descend = real not in seen and not is_deep

@@ -26,26 +26,27 @@ def read_yolo(config: YoloConfig) -> AnnotatedImages:
     Raises:
         UserError: a line is not as meant, a label file has no image, or no image has a label file.
     """
-    images = [AnnotatedImage(path, split=split) for path, split in config.images.items()]
-    notes = config.notes + take_sizes(images)
-    labels = [label_file(image.file_name, config.label_folders) for image in images]
-    num_without = labels.count(None)
-    if num_without == len(labels):
-        example = images[0].file_name
+    label_of = {path: label_file(path, config.label_folders) for path in config.images}
+    if not any(label_of.values()):
+        example = next(iter(label_of))
         place = label_places(example, config.label_folders)[0]
         raise UserError(
             f"{config.source}: no image has a label file, such as {place} for {example}: put the "
             "labels there"
         )
+    notes = config.notes + ([] if config.names_images else _leave_out_unlabelled(label_of))
+    images = [AnnotatedImage(path, split=config.images[path]) for path in label_of]
+    labels = [*label_of.values()]
+    notes += take_sizes(images)
     notes += _notes_on_strays(labels, config)
     for image, label in zip(images, labels):
         if label is not None:
             image.boxes = _read_labels(label, image, config)
-    dataset = AnnotatedImages("YOLO", config.class_names, images, notes)
-    if num_without:
-        without = counted(num_without, "image has", "images have")
-        dataset.notes.append(f"{without} no label file, which means: no objects")
-    return dataset
+    without = [path for path, label in label_of.items() if label is None]
+    if without:
+        have = counted(len(without), "image has", "images have")
+        notes.append(f"{have} no label file, which means: no objects; the first is {without[0]}")
+    return AnnotatedImages("YOLO", config.class_names, images, notes)
 
 
 def write_yolo_labels(image: AnnotatedImage, path: str, class_names: list[str]) -> None:
@@ -88,6 +89,23 @@ def is_label_file(path: str) -> bool:
         return len([float(word) for word in words[:_NUMBERS_OF_BOX]]) == _NUMBERS_OF_BOX
     except (OSError, ValueError):
         return False
+
+
+def _leave_out_unlabelled(label_of: dict[str, str | None]) -> list[str]:
+    """Remove images that lie where none has a label file; a note on these.
+
+    They are probably no images without objects, but other pictures, or not annotated yet.
+    """
+    labelled = {os.path.dirname(path) for path, label in label_of.items() if label is not None}
+    others = [path for path in label_of if os.path.dirname(path) not in labelled]
+    for path in others:
+        del label_of[path]
+    are = counted(len(others), "image is", "images are")
+    return (
+        [f"{are} left out, in folders where none has a label file; the first is {others[0]}"]
+        if others
+        else []
+    )
 
 
 def _notes_on_strays(labels: Sequence[str | None], config: YoloConfig) -> list[str]:

@@ -24,6 +24,7 @@ class YoloConfig:
     class_names: list[str]
     images: dict[str, str]  # the split of each absolute path
     lists_folders: bool = True  # False: some images are chosen by lists
+    names_images: bool = True  # False: these are all there are, of whatever
     label_folders: tuple[str, str] | None = None  # of images and labels, where neither tells
     num_keypoint_values: int = 0  # behind each box, in data sets of poses
     notes: list[str] = field(default_factory=list)
@@ -87,7 +88,7 @@ def find_yolo_folder(folder: str, images: list[str], image_folder: str | None) -
     if names is not None:
         splits = {image: _split_below(folder, image) for image in images}
         folders = (image_folder, folder) if image_folder else None
-        return YoloConfig(folder, names, splits, label_folders=folders)
+        return YoloConfig(folder, names, splits, names_images=False, label_folders=folders)
     raise UserError(
         f"{folder} has YOLO's label files, but no data.yaml and no {_NAMES_FILES[0]}: write "
         f"{os.path.join(folder, _NAMES_FILES[0])} with the name of a class in each line, that of "
