@@ -1,6 +1,10 @@
 """Weights of torchvision and mmdetection become models with the detections of the originals."""
 
-from collections import OrderedDict
+import argparse
+import subprocess
+import sys
+from collections import OrderedDict, defaultdict
+from types import ModuleType
 
 import pytest
 import torch
@@ -337,6 +341,77 @@ def test_command_writes_a_model_that_predicts(states, tmp_path, capsys):
     assert Predictor(output / "model.pth").class_names == ["a", "b", "c"]
     with pytest.raises(SystemExit, match="exists already"):
         main(arguments)
+
+
+class HistoryBuffer:
+    """As mmengine's, of which a checkpoint holds one for each value that was logged."""
+
+    @classmethod
+    def mean(cls):
+        return 0.0
+
+    def __init__(self):
+        self.log_history, self.statistics_methods = [0.5], {"mean": HistoryBuffer.mean}
+
+
+class Settings(dict):
+    """As of the many libraries whose settings are dicts with a class of their own."""
+
+
+class Runs:
+    """What a hostile file could hold: reading it makes the file ``path``."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_checkpoints_of_trainings(states, tmp_path, monkeypatch, capsys):
+    """As torchvision's references/detection/train.py and mmengine write them, and with code in
+    them: nothing but plain values and tensors is made of what they hold."""
+    module = ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    schedule = {"milestones": {16: 1}, "last_epoch": 3}
+    files = {
+        "torchvision": {
+            "model": states["torchvision"],
+            "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+            "lr_scheduler": schedule,
+            "args": argparse.Namespace(lr=0.1, milestones=[16]),
+            "epoch": 3,
+            "hyper_parameters": Settings(lr=0.1),
+            "counts": defaultdict(int, a=1),
+        },
+        "mmdetection": {
+            "meta": {"epoch": 1, "cfg": CONFIG, "dataset_meta": {"classes": ("a", "b", "c")}},
+            "state_dict": states["mmdetection"],
+            "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer())},
+            "param_schedulers": [schedule],
+        },
+    }
+    ran = tmp_path / "ran"
+    for program, content in files.items():
+        content["hook"] = Runs(subprocess.call, ["touch", str(ran)])
+        torch.save(content, tmp_path / "last.pth")
+        main(["import-weights", program, str(tmp_path / "last.pth"), str(tmp_path / program)])
+        assert "classes: 3" in capsys.readouterr().out
+        imported = torch.load(tmp_path / program / "model.pth", weights_only=True)
+        found, _ = translated(program, {"state_dict": states[program], **content})
+        assert imported["model"].keys() == found.weights.keys()
+        assert imported.get("class_names", []) == found.class_names
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("content", [nn.Linear(2, 3), {"model": nn.Linear(2, 3)}])
+def test_a_whole_module_has_no_weights_that_are_read(content, tmp_path):
+    torch.save(content, tmp_path / "whole.pth")
+    with pytest.raises(SystemExit, match=r"holds no weights by name: give the file of a model's"):
+        main(["import-weights", "torchvision", str(tmp_path / "whole.pth"), str(tmp_path / "out")])
 
 
 def test_config_is_the_base_config_but_for_what_is_said(states):

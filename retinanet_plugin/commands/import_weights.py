@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     refuse_existing(*paths_in(args.output))
     source = f"the file {args.file}"
-    checkpoint = read_weights(args.file, "the file")
+    # Trainings of other programs save objects of theirs beside the weights.
+    checkpoint = read_weights(args.file, "the file", skip_objects=True)
     model = FORMATS[args.format](checkpoint, args.class_names, source)
     model.check(source)
     weights, config = write_model(model, args.output)

@@ -23,10 +23,20 @@ class ArrayUnpickler(pickle.Unpickler):
         found = _ALLOWED.get((module, name))
         if found is None:
             raise UnreadableError(
-                f"holds a {module}.{name} beside arrays, which may run code, and is not read: "
+                f"holds {module}.{name} beside arrays, which may run code, and is not read: "
                 f"{NOT_CODE}"
             )
         return found
+
+
+class SkippedObject:
+    """In place of a class or function that is not known: whatever is made of it is an empty dict.
+
+    A dict, because it is then filled by what the pickle holds of a mapping, or given attributes.
+    """
+
+    def __new__(cls, *args: Any) -> Any:
+        return OrderedDict()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:

@@ -9,19 +9,23 @@ from typing import Any, BinaryIO
 import torch
 from fvcore.common.checkpoint import TORCH_VERSION
 
-from .safe_pickle import NOT_CODE, UnreadableError, numpy_globals
+from .safe_pickle import NOT_CODE, SkippedObject, UnreadableError, numpy_globals
 
 TOO_LARGE = (
     "asks for more memory than there is: copy it anew if it is damaged, or take a larger machine"
 )
 
 
-def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: str, *, only_header: bool = False, skip_objects: bool = False
+) -> dict[str, Any]:
     """Read a file of ``torch.save`` into the memory of the CPU.
 
     Args:
         path: a local file.
         only_header: tensors stay on the disk until they are used, and are not checked.
+        skip_objects: of other classes than those of tensors and plain values, an empty dict is in
+            the place of each object, and the file is not refused.
 
     Raises:
         UnreadableError: it is missing, damaged, or holds more than tensors and plain values.
@@ -33,7 +37,7 @@ def read_checkpoint(path: str, *, only_header: bool = False) -> dict[str, Any]:
     try:
         if is_zip and not only_header:
             _check_sums(path)
-        with _numbers_of_numpy():
+        with _known_names(path if is_zip and skip_objects else None):
             loaded = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
             )
@@ -89,9 +93,7 @@ def _why_not_loaded(error: Exception) -> str:
         return TOO_LARGE
     foreign = re.search(r"GLOBAL ([\w.]*\w)", message)
     if foreign:
-        return (
-            f"holds a {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
-        )
+        return f"holds {foreign[1]} beside tensors, which may run code, and is not read: {NOT_CODE}"
     if "TorchScript" in message:
         return (
             "is a program of TorchScript and no weights by name: give the checkpoint that it was "
@@ -102,7 +104,16 @@ def _why_not_loaded(error: Exception) -> str:
     return "is damaged, or holds no weights: take another checkpoint or copy it anew"
 
 
-def _numbers_of_numpy() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _known_names(skipped_in: str | None) -> Iterator[None]:
+    """What PyTorch finds beside its own: numbers of numpy, and what is skipped in a file."""
     if TORCH_VERSION < (2, 6):  # which knows no other names: such files are refused
-        return contextlib.nullcontext()
-    return torch.serialization.safe_globals(numpy_globals())
+        yield
+        return
+    with torch.serialization.safe_globals(numpy_globals()):
+        unknown = (
+            torch.serialization.get_unsafe_globals_in_checkpoint(skipped_in) if skipped_in else []
+        )
+        skipped: list[Any] = [(SkippedObject, name) for name in unknown]
+        with torch.serialization.safe_globals(skipped):
+            yield

@@ -25,7 +25,9 @@ _WEIGHTS = ("state_dict", "model_state_dict", "ema")
 _NOTE_TYPES = {"class_names": (list, tuple), "preprocessing": (dict,), "config": (str,)}
 
 
-def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
+def read_weights(
+    path: str, source: str = "MODEL.WEIGHTS", *, skip_objects: bool = False
+) -> dict[str, Any]:
     """Read weights as Detectron2 does, without running what a file may carry.
 
     Args:
@@ -33,6 +35,7 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
             ``detectron2://``, perhaps with ``?matching_heuristics=True`` behind it. Files of
             PyTorch, ``.safetensors``, pickles of Detectron2's and Caffe2's zoos, pycls' ``.pyth``.
         source: what names the file, for errors.
+        skip_objects: as of :func:`read_checkpoint`, for what a file of PyTorch holds beside them.
 
     Returns:
         dict: ``model`` (dict of tensors or arrays), and what else the file holds; with
@@ -43,7 +46,8 @@ def read_weights(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     """
     path, uses_heuristics = without_query(path)
     try:
-        content = _read(_local_file(path), os.path.splitext(path.partition("?")[0])[1])
+        suffix = os.path.splitext(path.partition("?")[0])[1]
+        content = _read(_local_file(path), suffix, skip_objects)
     except UnreadableError as error:
         raise UserError(f"{source} {path} {error}") from error
     checkpoint = checked_weights(content, f"{source} {path}")
@@ -117,7 +121,7 @@ def _local_file(path: str) -> str:
         ) from error
 
 
-def _read(path: str, suffix: str) -> dict[str, Any]:
+def _read(path: str, suffix: str, skip_objects: bool) -> dict[str, Any]:
     with open_file(path) as file:
         start = file.read(64)
     # A file of Safetensors may have another name: the length of its header, then JSON.
@@ -127,7 +131,7 @@ def _read(path: str, suffix: str) -> dict[str, Any]:
     if suffix == ".pkl" and not start.startswith(b"PK"):
         check_start(start)
         return _read_pickle(path)
-    loaded = read_checkpoint(path)
+    loaded = read_checkpoint(path, skip_objects=skip_objects)
     return _from_pycls(loaded) if suffix == ".pyth" else loaded
 
 
