@@ -55,6 +55,7 @@ EVERYTHING = """
 
 
 VOTING = "MODEL.RETINANET.SCORE_VOTING"
+CANDIDATES_OF_LEVEL = "MODEL.RETINANET.TOPK_CANDIDATES_TEST"
 
 
 def write_detector(folder, config, name):
@@ -159,17 +160,26 @@ def run_example(*args):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("opts", [{}, {"SCORE_VOTING": True, "CLIP_BEFORE_NMS": True}], ids=str)
-def test_the_example_needs_neither_pytorch_nor_detectron2(opts, onnx_file, detector, tmp_path):
+@pytest.mark.parametrize(
+    ("decoding", "opts"),
+    [
+        ({}, []),
+        ({"score_voting": True, "topk_candidates": 30}, [VOTING, True, CANDIDATES_OF_LEVEL, 30]),
+        ({"clip_before_nms": True}, ["MODEL.RETINANET.CLIP_BEFORE_NMS", True]),
+    ],
+    ids=str,
+)
+def test_the_example_needs_neither_pytorch_nor_detectron2(
+    decoding, opts, onnx_file, detector, tmp_path
+):
     import onnx
 
     model = onnx.load(onnx_file)
     notes = {x.key: x.value for x in model.metadata_props}
-    decoding = json.loads(notes["decoding"]) | {key.lower(): opts[key] for key in opts}
-    onnx.helper.set_model_props(model, notes | {"decoding": json.dumps(decoding)})
+    notes["decoding"] = json.dumps(json.loads(notes["decoding"]) | decoding)
+    onnx.helper.set_model_props(model, notes)
     onnx.save(model, tmp_path / "model.onnx")
-    keys = [x for key, value in opts.items() for x in (f"MODEL.RETINANET.{key}", value)]
-    predictor = Predictor(detector.weights, opts=keys)
+    predictor = Predictor(detector.weights, opts=opts)
     for path in detector.files[1:4]:  # one of them is turned by EXIF
         ran = run_example(tmp_path / "model.onnx", path)
         assert ran.returncode == 0, ran.stderr
@@ -201,15 +211,14 @@ def test_mistakes_of_the_example_are_sentences(onnx_file, detector, tmp_path):
 
 
 def test_nms_and_voting_in_the_graph_detect_the_same(detector, tmp_path, onnx_file):
-    path = tmp_path / "model.onnx"
-    export(
-        "onnx", detector.weights, path, "--nms", "--images", detector.images, "--opts", VOTING, True
-    )
+    path, opts = tmp_path / "model.onnx", [CANDIDATES_OF_LEVEL, 30, VOTING, True]
+    export("onnx", detector.weights, path, "--nms", "--images", detector.images, "--opts", *opts)
     found = Predictor(path)(detector.files)
-    voted, plain = (Predictor(detector.weights, opts=[VOTING, x]) for x in (True, False))
-    assert_equal_detections(found, voted(detector.files))
-    with pytest.raises(AssertionError):  # it does something
-        assert_equal_detections(found, plain(detector.files))
+    assert_equal_detections(found, Predictor(detector.weights, opts=opts)(detector.files))
+    for i in (0, 2):  # each does something
+        other = Predictor(detector.weights, opts=opts[i : i + 2])(detector.files)
+        with pytest.raises(AssertionError):
+            assert_equal_detections(found, other)
     with pytest.raises(UserError, match=r"runs on the CPU: leave out the device cuda:0"):
         Predictor(path, device="cuda:0")
     with pytest.raises(UserError, match="has NMS and its thresholds in it"):
