@@ -9,6 +9,7 @@ import yaml
 from detectron2.structures import BoxMode
 
 from retinanet_plugin.config import load_config
+from retinanet_plugin.data.anchor_reach import resized
 from retinanet_plugin.data.dataset_facts import DatasetFacts
 from retinanet_plugin.data.planning.anchors import choose_levels, plan_anchors
 from retinanet_plugin.data.planning.choice import Choice, Machine, StepCost, options
@@ -16,7 +17,7 @@ from retinanet_plugin.data.planning.config_text import config_text
 from retinanet_plugin.data.planning.crops import choose_views
 from retinanet_plugin.data.planning.durations import in_words
 from retinanet_plugin.data.planning.flips import choose_flip
-from retinanet_plugin.data.planning.image_size import choose_image_size, small_side
+from retinanet_plugin.data.planning.image_size import choose_image_size, small_share
 from retinanet_plugin.data.planning.network import (
     base_of,
     base_path,
@@ -136,12 +137,47 @@ def test_every_class_counts_alike_for_the_size():
     # One class has a hundred times as many boxes, which are large.
     boxes = [(0, 0, 200, 200)] * 100 + [(0, 0, 20, 20)]
     facts = facts_of((600, 600), boxes, 2, ("large", "small"), [0] * 100 + [1])
-    assert small_side(facts) == 20
+    assert small_share(facts) == 20 / 600
 
 
-def test_a_panorama_is_not_kept_at_its_whole_length():
-    size = choose_image_size(facts_of((3000, 300), [(0, 0, 150, 150)]), FAST, HOUR)
-    assert size.max_size <= 2 * size.short_edge + 31
+@pytest.mark.parametrize(
+    ("size", "side", "edge", "max_size"),
+    [
+        ((1242, 375), 30, 320, 1088),  # the smaller objects have 25.6
+        ((1242, 375), 16, 576, 1920),
+        ((2048, 512), 24, 512, 2048),
+        ((6000, 200), 63, 192, 5760),  # the pixels of a square of 1,052
+        ((50000, 200), 63, 128, 8192),  # 64:1
+    ],
+)
+def test_long_images_are_not_made_small(size, side, edge, max_size):
+    """They are resized by the shorter edge, as others are, as long as they have no more pixels."""
+    facts = facts_of(size, [(10, 10, side, side)])
+    planned = choose_image_size(facts, FAST, HOUR)
+    assert (planned.short_edge, planned.max_size) == (edge, max_size)
+    ((width, _),) = np.unique(resized(facts.sizes, edge, max_size), axis=0)
+    assert planned.small_side == pytest.approx(side * width / size[0], rel=0.02)
+
+
+def test_a_few_longer_images_are_made_smaller_than_others():
+    facts = facts_of((600, 600), [(0, 0, 30, 30)], 99)
+    facts.images.append({**facts_of((60000, 600), [(0, 0, 30, 30)], 1).images[0]})
+    facts = DatasetFacts("x_train", "x", ["a"], facts.images)
+    size = choose_image_size(facts, FAST, HOUR)
+    assert (size.short_edge, size.max_size, size.small_side) == (480, 480, 24)
+
+
+def test_reasons_are_those_of_what_limits_the_size():
+    facts = facts_of((800, 600), MANY_SMALL)
+    for machine, budget, expected in (
+        (Machine("cpu", 1.0), 360, "6 min of training see 2,400 images; a longer --budget"),
+        (Machine("cpu", 1.0, 0.1), 360, "takes no more time than reading the files; a longer"),
+        (SLOW, 360, "the smallest, though the time sees them less often than is good; a longer"),
+    ):
+        assert expected in choose_image_size(facts, machine, budget).reason
+    tiny = choose_image_size(facts_of((40, 40), [(0, 0, 20, 20)]), FAST, HOUR)
+    assert tiny.short_edge == 128
+    assert "would leave few cells" in tiny.reason
 
 
 # ------------------------------------------------------------------ anchors
@@ -160,6 +196,14 @@ def test_anchors_reach_boxes_that_retinanets_do_not():
     plan = plan_anchors(facts, size)
     assert plan.fit.after.coverage > plan.fit.before.coverage
     assert plan.fit.after.num_anchors <= 6
+
+
+def test_objects_that_anchors_do_not_reach_are_told():
+    thin = facts_of((500, 400), [(20, y, 450, 2) for y in range(20, 380, 30)])
+    (warning,) = plan_for_data(thin, FAST, Wishes(HOUR)).warnings
+    assert "of the objects, which are too thin where the shorter edge of images has" in warning
+    thick = facts_of((500, 400), [(20, 20, 100, 50)])
+    assert plan_for_data(thick, FAST, Wishes(HOUR)).warnings == []
 
 
 # ------------------------------------------------------------------ crops and flips
@@ -211,7 +255,7 @@ def test_squares_at_random_scales_where_objects_fill_images(boxes):
 
 
 def test_a_panorama_is_scaled_as_in_evaluation():
-    assert views_of(facts_of((3000, 300), [(0, 0, 2000, 290)]))["INPUT.SCALE_JITTER"] == [1.2, 3.0]
+    assert views_of(facts_of((3000, 300), [(0, 0, 2000, 290)]))["INPUT.SCALE_JITTER"] == [6.0, 15.0]
 
 
 # ------------------------------------------------------------------ schedule

@@ -13,7 +13,8 @@ _WINDOW, _SIDES = 160, 2.5  # images are padded to multiples of 32
 _LARGEST_SHARE = 0.75
 # Without windows: by how much objects are smaller and larger than in evaluation.
 _SCALES = (0.6, 1.5)
-_MOST_ASPECT = 2.0  # of longer ones, the ends are cut away
+# Of images, the longer edge by the shorter: of longer ones, the shorter edge gets smaller.
+_MOST_ASPECT = 64.0
 
 
 def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
@@ -59,10 +60,18 @@ def seen_megapixels(facts: DatasetFacts, short_edge: int, sizes: np.ndarray) -> 
     return pixels / 1e6
 
 
+def long_aspect(facts: DatasetFacts) -> float:
+    """The longer edge by the shorter that nearly all images stay under, and all in evaluation."""
+    return min(float(np.quantile(_aspects(facts), 0.95)), _MOST_ASPECT)
+
+
 def median_aspect(facts: DatasetFacts) -> float:
-    """The longer edge of images by the shorter, at most 2, as in evaluation."""
-    aspect = float(np.median(facts.sizes.max(axis=1) / facts.sizes.min(axis=1)))
-    return min(aspect, _MOST_ASPECT)
+    """The longer edge of images by the shorter, in evaluation."""
+    return min(float(np.median(_aspects(facts))), _MOST_ASPECT)
+
+
+def _aspects(facts: DatasetFacts) -> np.ndarray:
+    return facts.sizes.max(axis=1) / facts.sizes.min(axis=1)
 
 
 def window_share(facts: DatasetFacts, short_edge: int) -> float:

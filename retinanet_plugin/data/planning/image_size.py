@@ -9,7 +9,7 @@ import numpy as np
 from ..anchor_reach import resized
 from ..dataset_facts import DatasetFacts
 from .choice import Choice, Machine
-from .crops import seen_megapixels
+from .crops import long_aspect, seen_megapixels
 from .durations import in_words
 from .schedule import MOST_EPOCHS_OF_FEW
 
@@ -23,10 +23,12 @@ _SMALL = 0.2  # the share of the boxes that are "the smallest"
 _STEP = 32  # of short edges, the stride of P5
 _LEAST_EDGE, _MOST_EDGE = 128, 800
 _MOST_UPSCALED = 2.0
-_MOST_ASPECT = 2.0
+# Of an image in evaluation, where it is whole: twice the square of the largest edge.
+_MOST_PIXELS = 2 * _MOST_EDGE**2
 # How often each image should be seen, and how many images at least and at most, before more pixels
 # are worth more than more steps.
 _EPOCHS, _LEAST_SEEN, _MOST_SEEN = 10, 2400, 4800
+_LONGER = "a longer --budget has larger ones"
 
 
 @dataclass(frozen=True)
@@ -68,68 +70,97 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
         machine: that trains.
         seconds: for training.
     """
-    edges = facts.sizes.min(axis=1)
-    small = small_side(facts)
-    native = float(np.median(edges))
-    aspect = float(np.quantile(facts.sizes.max(axis=1) / edges, 0.95))
-    aspect = min(aspect, _MOST_ASPECT)
+    native, aspect = _median_edge(facts), long_aspect(facts)
+    small = small_share(facts)
 
     def megapixels(edge: int) -> float:  # that training sees of an image
         sizes = resized(facts.sizes, edge, _max_size(edge, aspect))
         return seen_megapixels(facts, edge, sizes)
 
-    wanted = min(max(_EPOCHS * facts.num_images, _LEAST_SEEN), _MOST_SEEN)
-    seen = min(wanted, MOST_EPOCHS_OF_FEW * facts.num_images)
-    # Where loading takes most of the time, pixels that cost no more than it are worth theirs.
-    left = max(seconds / seen - machine.loading_seconds, machine.loading_seconds)
-    affordable = left / machine.seconds_per_megapixel
     limits = {
-        **_wanted(native, small),
+        **_wanted(small),
         "that of the files, doubled": _MOST_UPSCALED * native,
-        f"the largest with which {in_words(seconds)} of training see {seen:,} images; a longer "
-        "--budget has larger ones": _edge_of(affordable, megapixels),
-        "as large as the networks of COCO's models see them": float(_MOST_EDGE),
+        **_affordable(facts.num_images, machine, seconds, megapixels),
+        "as large as the networks of COCO's models see them": _most_edge(aspect),
     }
     reason = min(limits, key=lambda key: limits[key])
     edge = _rounded(limits[reason])
-    if edge == _LEAST_EDGE:
-        reason = "smaller images would leave few cells to the coarser levels of features"
-    return ImageSize(
-        edge, _max_size(edge, aspect), reason, small * edge / native, _remedy(edge, native)
-    )
+    if limits[reason] < _LEAST_EDGE:
+        reason = _reason_for_least(reason)
+    remedy = _remedy(edge, native, aspect)
+    return ImageSize(edge, _max_size(edge, aspect), reason, round(small * edge, 3), remedy)
 
 
-def _wanted(native: float, small: float) -> dict[str, float]:
+def _wanted(small: float) -> dict[str, float]:
     """The edge that the objects need, by the reason for it."""
-    edge = native * WANTED_SIDE / small
+    edge = WANTED_SIDE / small
     if edge > WANTED_EDGE:
         return {f"the smaller objects then have {WANTED_SIDE} pixels": edge}
     reason = "objects are seen well with less, but what tells them apart is smaller"
     return {reason: float(WANTED_EDGE)}
 
 
-def _remedy(edge: int, native: float) -> str:
+def _affordable(
+    num_images: int, machine: Machine, seconds: float, megapixels: Callable[[int], float]
+) -> dict[str, float]:
+    """The largest edge that there is time for, by the reason for it.
+
+    Where loading takes most of the time, pixels that cost no more than it are worth theirs.
+    """
+    wanted = min(max(_EPOCHS * num_images, _LEAST_SEEN), _MOST_SEEN)
+    seen = min(wanted, MOST_EPOCHS_OF_FEW * num_images)
+    left = seconds / seen - machine.loading_seconds
+    reason = (
+        f"the largest with which {in_words(seconds)} of training see {seen:,} images; {_LONGER}"
+    )
+    if left < machine.loading_seconds:
+        left = machine.loading_seconds
+        reason = (
+            "the largest with which the network takes no more time than reading the files; "
+            f"{_LONGER}"
+        )
+    return {reason: _edge_of(left / machine.seconds_per_megapixel, megapixels)}
+
+
+def _reason_for_least(reason: str) -> str:
+    """Why images have the least edge, where ``reason`` wants them smaller."""
+    if reason.endswith(_LONGER):
+        return f"the smallest, though the time sees them less often than is good; {_LONGER}"
+    return "smaller images would leave few cells to the coarser levels of features"
+
+
+def _remedy(edge: int, native: float, aspect: float) -> str:
     """What makes objects larger that are too small at ``edge``."""
     if edge + _STEP > _MOST_UPSCALED * native:
         return "take images that show them with more pixels"
     tiles = "cut the images into tiles"
-    return tiles if edge == _MOST_EDGE else f"{tiles}, or give it more time with --budget"
+    is_largest = edge + _STEP > _most_edge(aspect)
+    return tiles if is_largest else f"{tiles}, or give it more time with --budget"
 
 
-def small_side(facts: DatasetFacts) -> float:
+def small_share(facts: DatasetFacts) -> float:
     """The root of the area that a fifth of the boxes stays under, every class counting alike.
 
-    In pixels of an image whose shorter edge is the median of all.
+    As a share of the shorter edge that images are resized to; of those that are longer than
+    :func:`long_aspect` less is left.
     """
-    sides = np.sqrt(facts.box_sizes.clip(min=0).prod(axis=1))
-    edges = facts.sizes.min(axis=1)
-    sides = sides / edges[facts.image_of] * np.median(edges)
+    short, long = facts.sizes.min(axis=1), facts.sizes.max(axis=1)
+    scales = np.minimum(1 / short, long_aspect(facts) / long)
+    sides = np.sqrt(facts.box_sizes.clip(min=0).prod(axis=1)) * scales[facts.image_of]
     is_counted = facts.has_area & ~facts.is_crowd
     sides, classes = sides[is_counted], facts.classes[is_counted]
     weights = 1 / np.bincount(classes)[classes]
     order = np.argsort(sides)
     cumulative = np.cumsum(weights[order])
     return float(sides[order][np.searchsorted(cumulative, _SMALL * cumulative[-1])])
+
+
+def _median_edge(facts: DatasetFacts) -> float:
+    return float(np.median(facts.sizes.min(axis=1)))
+
+
+def _most_edge(aspect: float) -> float:
+    return min(float(_MOST_EDGE), math.sqrt(_MOST_PIXELS / aspect))
 
 
 def _max_size(edge: int, aspect: float) -> int:
@@ -141,6 +172,6 @@ def _rounded(edge: float) -> int:
 
 
 def _edge_of(megapixels: float, megapixels_of: Callable[[int], float]) -> float:
-    """The largest edge at which training sees no more pixels of an image."""
+    """The largest edge at which training sees no more pixels of an image; 0 without one."""
     edges = range(_LEAST_EDGE, _MOST_EDGE + 1, _STEP)
-    return float(max((x for x in edges if megapixels_of(x) <= megapixels), default=_LEAST_EDGE))
+    return float(max((x for x in edges if megapixels_of(x) <= megapixels), default=0))

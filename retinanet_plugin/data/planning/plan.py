@@ -12,6 +12,9 @@ from .network import choose_network, choose_precision, learning_rate_of_8
 from .schedule import EVAL_SHARE, START_SECONDS
 from .targets import choose_targets
 
+# The share of the boxes: with fewer, most of what is there is not learned.
+_LEAST_REACHED = 0.5
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -33,8 +36,14 @@ class DataPlan:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on what will not be learned."""
-        return self.size.warnings
+        """A sentence on what will not be learned, if it is much."""
+        reached = self.anchors.fit.after.coverage
+        if self.size.warnings or reached >= _LEAST_REACHED:
+            return self.size.warnings
+        return [
+            f"anchors reach {reached:.1%} of the objects, which are too thin where the shorter "
+            f"edge of images has {self.size.short_edge}: {self.size.remedy}"
+        ]
 
 
 def plan_for_data(facts: DatasetFacts, machine: Machine, wishes: Wishes) -> DataPlan:
