@@ -1,12 +1,39 @@
 """FPN P3-P7 over any bottom-up network (Lin et al., arXiv 1708.02002, section 4)."""
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from torch import Tensor
 
 from .errors import UserError, registered
+
+
+class LastLevels(LastLevelP6P7):
+    """P6 and P7, on a CPU never of a narrow map in bfloat16.
+
+    PyTorch 2.14 writes only a part of the gradient of a weight there, and leaves the rest as the
+    memory was, if a convolution in bfloat16 has padding, stride 2 and a map that is 1 wide: P6's
+    of images up to 32 pixels wide, P7's up to 64. A training computes such maps in float32.
+    """
+
+    def forward(self, source: Tensor) -> list[Tensor]:
+        """
+        Args:
+            source (Tensor): C5 or P5 (N, C, H, W).
+
+        Returns:
+            list[Tensor]: P6 and P7 (N, D, Hi, Wi).
+        """
+        if self.training and source.device.type == "cpu" and source.shape[-1] <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return self.levels(source.to(self.p6.weight.dtype))
+        return self.levels(source)
+
+    def levels(self, source: Tensor) -> list[Tensor]:
+        return super().forward(source)
 
 
 @BACKBONE_REGISTRY.register()
@@ -55,6 +82,6 @@ def build_fpn_p3p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         in_features=fpn.IN_FEATURES,
         out_channels=fpn.OUT_CHANNELS,
         norm=fpn.NORM,
-        top_block=LastLevelP6P7(in_channels, fpn.OUT_CHANNELS, in_feature=source),
+        top_block=LastLevels(in_channels, fpn.OUT_CHANNELS, in_feature=source),
         fuse_type=fpn.FUSE_TYPE,
     )

@@ -9,11 +9,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .backbone import build_fpn_p3p7_backbone
+from .backbone import LastLevels, build_fpn_p3p7_backbone
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -53,10 +52,10 @@ class WholePixelAnchorGenerator(DefaultAnchorGenerator):
         return levels
 
 
-class _LinearP6P7(LastLevelP6P7):
+class _LinearP6P7(LastLevels):
     """P7 is a convolution on P6 itself, without the ReLU between them."""
 
-    def forward(self, source: Tensor) -> list[Tensor]:
+    def levels(self, source: Tensor) -> list[Tensor]:
         p6 = self.p6(source)
         return [p6, self.p7(p6)]
 

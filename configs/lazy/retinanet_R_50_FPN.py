@@ -29,13 +29,13 @@ from detectron2.data import (
 )
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from retinanet_plugin import FocalLoss, IoUMatcher, ModularRetinaNet, RetinaNetHead
+from retinanet_plugin.backbone import LastLevels
 from retinanet_plugin.data.annotations.truth import coco_evaluator
 from retinanet_plugin.data.loading.mapper import RetinaNetMapper
 from retinanet_plugin.execution import Execution
@@ -53,7 +53,7 @@ model = L(ModularRetinaNet)(
         in_features=["res3", "res4", "res5"],
         out_channels=256,
         # P6 from res5, which has 2048 channels.
-        top_block=L(LastLevelP6P7)(
+        top_block=L(LastLevels)(
             in_channels=2048, out_channels="${..out_channels}", in_feature="res5"
         ),
     ),
