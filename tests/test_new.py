@@ -153,6 +153,36 @@ def test_images_for_validation_can_be_named(tmp_path):
     assert cfg.INPUT.RANDOM_FLIP == "none"
 
 
+@pytest.mark.usefixtures("measured")
+def test_crowded_images_are_planned_with_as_many_detections(tmp_path, capsys):
+    data = Path(write_data(tmp_path / "data"))
+    content = json.loads(data.read_text())
+    box = {"image_id": 0, "category_id": 0, "bbox": [5, 5, 20, 20]}
+    content["annotations"] = [{**box, "id": i, "image_id": i % 6} for i in range(6 * 120)]
+    data.write_text(json.dumps(content))
+    main(["new", str(tmp_path / "plan"), "--train", str(data)])
+    main(["doctor", "--config-file", str(tmp_path / "plan/config.yaml")])
+    assert "raise TEST.DETECTIONS_PER_IMAGE" not in capsys.readouterr().out
+    assert load_config(str(tmp_path / "plan/config.yaml")).TEST.DETECTIONS_PER_IMAGE == 200
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_folder_may_be_called_as_a_data_set_of_detectron2(tmp_path):
+    data = write_data(tmp_path / "data")
+    main(["new", str(tmp_path / "voc_2007"), "--train", data])
+    cfg = load_config(str(tmp_path / "voc_2007/config.yaml"))
+    assert list(cfg.DATASETS.TRAIN) == ["voc_2007_plan_train"]
+
+
+def test_images_elsewhere_can_be_named(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    data = Path(write_data(tmp_path / "data"))
+    data = data.rename(tmp_path / "elsewhere/all.json")
+    assert "name their folder by --images" in fails(tmp_path / "plan", "--train", data)
+    intake = take_in(str(data), None, str(tmp_path / "data"))
+    assert len(intake.train.images) == 5
+
+
 def fails(*args):
     with pytest.raises(SystemExit) as stop:
         main(["new", *map(str, args)])

@@ -15,6 +15,7 @@ from retinanet_plugin.data.planning.anchors import choose_levels, plan_anchors
 from retinanet_plugin.data.planning.choice import Choice, Machine, StepCost, options
 from retinanet_plugin.data.planning.config_text import config_text
 from retinanet_plugin.data.planning.crops import choose_views
+from retinanet_plugin.data.planning.detections import choose_detections
 from retinanet_plugin.data.planning.durations import in_words
 from retinanet_plugin.data.planning.flips import choose_flip
 from retinanet_plugin.data.planning.image_size import choose_image_size, small_share
@@ -204,6 +205,18 @@ def test_objects_that_anchors_do_not_reach_are_told():
     assert "of the objects, which are too thin where the shorter edge of images has" in warning
     thick = facts_of((500, 400), [(20, 20, 100, 50)])
     assert plan_for_data(thick, FAST, Wishes(HOUR)).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("most", "kept", "candidates"), [(101, 200, 1000), (200, 300, 1200), (3000, 4500, 18000)]
+)
+def test_as_many_detections_are_kept_as_images_have_objects(most, kept, candidates):
+    values = {x.key: x.value for x in choose_detections(most)}
+    assert values == {
+        "TEST.DETECTIONS_PER_IMAGE": kept,
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST": candidates,
+    }
+    assert choose_detections(100) == []
 
 
 # ------------------------------------------------------------------ crops and flips

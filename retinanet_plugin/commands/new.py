@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from ..config import load_config
 from ..data.annotations.coco_json import register_coco_json
@@ -22,6 +23,7 @@ from ..data.findings import counted
 from ..data.images.image_files import count_trained, inspect_image_files
 from ..data.planning.choice import Choice, options
 from ..data.planning.config_text import config_text
+from ..data.planning.detections import choose_detections
 from ..data.planning.durations import in_words
 from ..data.planning.intake import Intake, take_in
 from ..data.planning.network import PRECISION, base_of, base_path, choose_network
@@ -60,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val", metavar="DATA", help="the same for validation (default: a fifth of --train)"
     )
+    parser.add_argument(
+        "--images", metavar="FOLDER",
+        help="where the images of both are (default: looked for beside the annotations)",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", type=duration, metavar="TIME",
         help="how long training may take: 10m, 1h, 1d (default: 6m on a CPU, 1h on a GPU)",
@@ -100,9 +106,11 @@ def run(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, folder: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wishes = _wishes(args, device)
-    intake = take_in(args.train, args.val)
+    intake = take_in(args.train, args.val, args.images)
     named = _name_data(intake, folder)
-    cfg = _draft([*named, *choose_network(device, wishes.weights)], wishes, intake)
+    detections = choose_detections(intake.most_objects)
+    first = [*named, *detections, *choose_network(device, wishes.weights)]
+    cfg = _draft(first, wishes, intake)
     train, num_trained = _checked(cfg)
     cfg.SOLVER.IMS_PER_BATCH = usual_batch(num_trained)
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
@@ -114,7 +122,7 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     batch, cost = measure_fitting_batch(cfg)
     sizes = num_trained, len(intake.val.images)
     schedule = plan_schedule(*sizes, batch, plan.learning_rate, cost, wishes.budget)
-    choices = [*plan.choices, *schedule.choices(wishes.budget)]
+    choices = [*plan.choices, *detections, *schedule.choices(wishes.budget)]
     _print_section("decided", [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason])
     for text in [*plan.warnings, *schedule.warnings(wishes.budget)]:
         print(f"\nwarning: {text}")
@@ -143,8 +151,14 @@ def _wishes(args: argparse.Namespace, device: str) -> Wishes:
 
 
 def _name_data(intake: Intake, folder: str) -> list[Choice]:
-    """Write and register the annotations."""
-    entries = intake.write(folder, os.path.basename(folder))
+    """Write and register the annotations.
+
+    They are called as the folder is; voc_2007, coco_2017 ... are names of Detectron2's data sets.
+    """
+    name = os.path.basename(folder)
+    if any(f"{name}_{part}" in DatasetCatalog for part in ("train", "val")):
+        name = f"{name}_plan"
+    entries = intake.write(folder, name)
     (train, *_), (val, *_) = entries
     register_coco_json(entries, dict(zip((train, val), intake.called)))
     return [

@@ -133,8 +133,8 @@ def _find(
         folder = ", ".join([place for _, place in places[:4]])
     raise UserError(
         f"{source} names the image {name}, which is not in {folder} ({len(lacking):,} of "
-        f"{len(names):,} images are missing): put them there, name their folder, for which convert "
-        "has --images, or remove them from the annotations"
+        f"{len(names):,} images are missing): put them there, name their folder by --images, or "
+        "remove them from the annotations"
     )
 
 

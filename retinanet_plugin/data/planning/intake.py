@@ -24,6 +24,12 @@ class Intake:
     notes: list[str]  # sentences on what was read and how it was parted
     called: tuple[str, str]  # what findings call the two
 
+    @property
+    def most_objects(self) -> int:
+        """In an image."""
+        images = [*self.train.images, *self.val.images]
+        return max(sum(not box.ignored for box in image.boxes) for image in images)
+
     def write(self, folder: str, name: str) -> list[list[str]]:
         """Write ``annotations/`` in ``folder``.
 
@@ -44,20 +50,21 @@ class Intake:
         return entries
 
 
-def take_in(train: str, val: str | None) -> Intake:
+def take_in(train: str, val: str | None, images: str | None = None) -> Intake:
     """Read the data; where no images for validation are named or marked, a fifth is set aside.
 
     Args:
         train: annotations that :func:`retinanet_plugin.data.formats.read_dataset` reads.
         val: the same of other images.
+        images: the folder that all images are in; None: look in the usual places.
 
     Raises:
         UserError: a path has no data set, or one image is in both.
     """
-    dataset = read_dataset(train)
+    dataset = read_dataset(train, images)
     notes = list(dataset.notes)
     if val is not None:
-        others = read_dataset(val)
+        others = read_dataset(val, images)
         _check_apart(dataset, others, train, val)
         notes += [*_held_out_note(dataset, train), *others.notes, *_alike_note(dataset, others)]
         return _with_equal_classes(dataset, others, notes, (train, val))
