@@ -647,6 +647,8 @@ def test_loss_of_another_project(small_cfg):
         ("FocalLoss", "FOCAL_LOSS_ALPHA", 1.1),
         ("BalancedCrossEntropyLoss", "FOCAL_LOSS_ALPHA", float("nan")),
         ("FocalStarLoss", "FOCAL_STAR_GAMMA", 0.0),
+        ("FocalStarLoss", "FOCAL_STAR_GAMMA", float("inf")),
+        ("FocalStarLoss", "FOCAL_STAR_BETA", float("nan")),
         ("OHEMLoss", "OHEM_BATCH_SIZE_PER_IMAGE", 0),
         ("OHEMLoss", "OHEM_NMS_THRESH", 1.5),
     ],

@@ -325,6 +325,7 @@ def test_the_whole_matrix_is_never_in_memory(monkeypatch):
         ("IOU_LABELS", [0, 1]),
         ("IOU_LABELS", [0, 2, 1]),
         ("MATCHER_MEMORY_MB", 0.0),
+        ("MATCHER_MEMORY_MB", float("inf")),
     ],
 )
 def test_error_names_the_key(key, value):

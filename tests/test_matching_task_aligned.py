@@ -68,7 +68,7 @@ def by_definition(anchors, instances, logits, deltas, alpha, beta, topk):
     )
     iou = pairwise_iou(Boxes(boxes), Boxes(decoded)).double()
     centers = Boxes.cat(anchors).get_centers()
-    t = scores[:, classes].T ** alpha * iou**beta
+    t = scores[:, classes].T ** alpha * iou**beta * (iou > 0)
     for m, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         for r, (x, y) in enumerate(centers.tolist()):
             if min(x - x1, y - y1, x2 - x, y2 - y) <= 0.01:
@@ -90,7 +90,13 @@ def by_definition(anchors, instances, logits, deltas, alpha, beta, topk):
 @pytest.mark.parametrize("memory_mb", [16, 0.001])
 @pytest.mark.parametrize(
     ("alpha", "beta", "topk", "num_sizes"),
-    [(1.0, 6.0, 13, 3), (0.5, 2.0, 4, 1), (0.0, 1.0, 1, 2), (1.5, 8.0, 10_000, 1)],
+    [
+        (1.0, 6.0, 13, 3),
+        (0.5, 2.0, 4, 1),
+        (0.0, 1.0, 1, 2),
+        (1.0, 0.0, 3, 3),
+        (1.5, 8.0, 10_000, 1),
+    ],
 )
 def test_is_the_papers_definition(alpha, beta, topk, num_sizes, memory_mb):
     anchors = make_anchors(num_sizes)
@@ -180,6 +186,7 @@ def test_boxes_without_a_center_inside_have_no_anchor():
     [
         ({"alpha": -1.0}, r"TASK_ALIGNED_ALPHA is -1.0: give a number from 0"),
         ({"beta": float("nan")}, r"TASK_ALIGNED_BETA is nan: give a number from 0"),
+        ({"alpha": float("inf")}, r"TASK_ALIGNED_ALPHA is inf: give a number from 0"),
         ({"topk": 0}, r"TASK_ALIGNED_TOPK is 0: give a number from 1"),
         ({"memory_mb": 0}, r"MATCHER_MEMORY_MB is 0"),
     ],

@@ -1,5 +1,6 @@
 """FL*, the focal loss's alternative form."""
 
+import math
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, configurable
@@ -22,17 +23,22 @@ class FocalStarLoss(SigmoidLoss):
         """
         Args:
             alpha: as in :class:`SigmoidLoss`.
-            gamma: positive.
-            beta: any.
+            gamma: positive, finite.
+            beta: any finite number.
 
         Raises:
-            UserError: alpha or gamma is out of its range.
+            UserError: alpha, gamma or beta is out of its range.
         """
         super().__init__(alpha=alpha)
-        if not gamma > 0:
+        if not 0 < gamma < math.inf:
             raise UserError(
                 f"MODEL.RETINANET.FOCAL_STAR_GAMMA is {gamma}: choose a positive number, such as "
                 "the paper's 2 or 4"
+            )
+        if not math.isfinite(beta):
+            raise UserError(
+                f"MODEL.RETINANET.FOCAL_STAR_BETA is {beta}: choose a finite number, such as the "
+                "paper's 0 or 1"
             )
         self.gamma = gamma
         self.beta = beta

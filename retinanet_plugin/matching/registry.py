@@ -1,5 +1,7 @@
 """The registry that the config chooses matchers from, and the check of a key they share."""
 
+import math
+
 from fvcore.common.registry import Registry
 
 from ..errors import UserError
@@ -29,8 +31,8 @@ attributes of the class say what else it wants or can do; both are False where t
 
 
 def check_memory(memory_mb: float) -> None:
-    """Refuse a memory budget that is not a positive number of MiB."""
-    if not memory_mb > 0:
+    """Refuse a memory budget that is not a positive, finite number of MiB."""
+    if not 0 < memory_mb < math.inf:
         raise UserError(
             f"MODEL.RETINANET.MATCHER_MEMORY_MB is {memory_mb}: give a number of MiB above 0, "
             "such as 16"

@@ -1,5 +1,6 @@
 """Which anchors see which boxes, by how well they score and place them already."""
 
+import math
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class TaskAlignedMatcher(nn.Module):
         Args:
             num_classes: K, the label of background.
             box2box_transform: from deltas to boxes.
-            alpha, beta: powers of score and IoU, not negative.
+            alpha, beta: powers of score and IoU, not negative. At a beta of 0 anchors whose
+                prediction misses the box have a t of 0, too.
             topk: m, most foreground anchors of a box.
             memory_mb: about the MiB of temporaries to work in, next to the results and one decoded
                 box of every anchor of an image.
@@ -64,7 +66,7 @@ class TaskAlignedMatcher(nn.Module):
         """
         super().__init__()
         for name, value, least in (("ALPHA", alpha, 0), ("BETA", beta, 0), ("TOPK", topk, 1)):
-            if not value >= least:
+            if not least <= value < math.inf:
                 raise UserError(
                     f"MODEL.RETINANET.TASK_ALIGNED_{name} is {value}: give a number from {least}, "
                     "such as the paper's alpha 1, beta 6 and top 13"
@@ -150,7 +152,8 @@ class TaskAlignedMatcher(nn.Module):
         u = box_iou(predictions.boxes[position].unbind(-1), truth.boxes[box].unbind(-1))
         # The sixth power of a small IoU, times a small score, can be less than float32 has.
         s = predictions.logits_at(position, truth.classes[box]).double().sigmoid()
-        return u, s.pow(self.alpha) * u.double().pow(self.beta)
+        closeness = u.double().pow(self.beta) if self.beta else (u > 0).double()
+        return u, s.pow(self.alpha) * closeness
 
     def _write_foreground(
         self, best: BestBoxes, truth: GroundTruth, predictions: "Predictions", targets: Targets
