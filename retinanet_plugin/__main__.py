@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from .commands import COMMANDS, module_of, summary_of
 from .engine import keep_console_readable, one_sentence_errors
@@ -26,8 +27,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
 
 
+def end_at_sigterm(number: int, frame: FrameType | None) -> None:
+    """A signal's handler: as after Ctrl-C, what was begun is put away."""
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    print("ended by SIGTERM", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
     keep_console_readable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while the package was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end_at_sigterm)
     main()

@@ -1,6 +1,7 @@
 """``new``: from annotated images to a config that trains, and mistakes as sentences."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import train_net
-from retinanet_plugin.__main__ import main
+from retinanet_plugin.__main__ import end_at_sigterm, main
 from retinanet_plugin.commands import new
 from retinanet_plugin.commands.new import duration
 from retinanet_plugin.config import load_config
@@ -223,6 +224,24 @@ def test_a_plan_that_failed_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
             main(["new", str(tmp_path / name), "--train", data])
     assert not (tmp_path / "new").exists()
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_a_plan_that_was_ended_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def measure(*_):
+        assert (tmp_path / "plan/annotations/train.json").exists()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(new, "measure_machine", measure)
+    before = signal.signal(signal.SIGTERM, end_at_sigterm)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["new", str(tmp_path / "plan"), "--train", write_data(tmp_path / "data")])
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 143
+    assert "ended by SIGTERM" in capsys.readouterr().err
+    assert not (tmp_path / "plan").exists()
 
 
 def test_a_plan_that_failed_removes_nothing_of_others(tmp_path, monkeypatch):
