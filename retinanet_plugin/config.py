@@ -121,7 +121,7 @@ def _add_data(cfg: CfgNode) -> None:
     # An image that cannot be read is left out, counted and named, instead of ending the training.
     cfg.DATASETS.SKIP_BAD_IMAGES = False
     # Training sees windows of this share of a resized image's width and height, each around a
-    # random one of its boxes; 0: whole images.
+    # random one of its boxes and at most twice as long as wide; 0: whole images.
     cfg.INPUT.BOX_CROP = 0.0
     # Training sees squares of the largest MIN_SIZE_TRAIN, cut from images at a random scale between
     # these two, or padded; at 1 the whole image just fits in. []: ResizeShortestEdge.

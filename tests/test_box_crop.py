@@ -28,6 +28,11 @@ def test_a_window_holds_the_box_and_lies_in_the_image(box, seed):
     assert box[3] <= y + h <= 100
 
 
+@pytest.mark.parametrize(("size", "expected"), [((100, 6000), (100, 50)), ((900, 30), (15, 30))])
+def test_a_window_of_a_long_image_is_no_longer_than_two_to_one(size, expected):
+    assert window(0.5, [(5, 5, 9, 9)], size)[2:] == expected
+
+
 def test_a_window_is_anywhere_it_can_be():
     np.random.seed(0)
     found = {window(0.25, [(95, 45, 105, 55)])[0] for _ in range(500)}

@@ -256,6 +256,13 @@ def test_windows_where_images_are_mostly_background():
     assert views == {"INPUT.MIN_SIZE_TRAIN": [320], "INPUT.BOX_CROP": 0.5}
 
 
+def test_windows_of_long_images_with_few_objects_are_short():
+    # Small, they have all of the shorter edge, which is a fifteenth of the image.
+    views = views_of(facts_of((6000, 200), [(4000, 60, 80, 50)]))
+    assert views == {"INPUT.MIN_SIZE_TRAIN": [192], "INPUT.BOX_CROP": 0.8333}
+    assert "INPUT.BOX_CROP" in views_of(facts_of((6000, 200), [(4000, 10, 180, 180)]))
+
+
 @pytest.mark.parametrize(
     "boxes",
     [[(10, 10, 400, 400)], [(x, y, 48, 48) for x in range(0, 600, 60) for y in range(0, 600, 60)]],

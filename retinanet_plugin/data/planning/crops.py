@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..dataset_facts import DatasetFacts
+from ..loading.box_crop import BoxCrop
 from .choice import Choice
 
 # Windows are worth it where boxes cover less of an image than this.
@@ -25,10 +26,10 @@ def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
         short_edge: of its images after resizing, pixels.
     """
     share = window_share(facts, short_edge)
-    if share < 1:
+    if share:
         reason = (
             f"boxes cover {_covered(facts):.1%} of the images: windows around them, of this share "
-            "of width and height, show more objects in the same time"
+            f"of width and height{_of_long(facts)}, show more objects in the same time"
         )
         return [
             Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "as in evaluation"),
@@ -56,8 +57,9 @@ def seen_megapixels(facts: DatasetFacts, short_edge: int, sizes: np.ndarray) -> 
         sizes: (N, 2), of its images after resizing, pixels.
     """
     share = window_share(facts, short_edge)
-    pixels = share**2 * float(sizes.prod(axis=1).mean()) if share < 1 else short_edge**2
-    return pixels / 1e6
+    if not share:
+        return short_edge**2 / 1e6
+    return share**2 * _windowed(facts) * float(sizes.prod(axis=1).mean()) / 1e6
 
 
 def long_aspect(facts: DatasetFacts) -> float:
@@ -75,13 +77,23 @@ def _aspects(facts: DatasetFacts) -> np.ndarray:
 
 
 def window_share(facts: DatasetFacts, short_edge: int) -> float:
-    """The share of width and height that a window has; 1: whole images are better."""
+    """The share of width and height that a window has; 0: whole images are better."""
     sides = (
         np.sqrt(facts.box_sizes.clip(min=0).prod(axis=1)) / facts.sizes.min(axis=1)[facts.image_of]
     )
     large = float(np.quantile(sides[facts.has_area & ~facts.is_crowd], 0.8))
-    share = max(_WINDOW / short_edge, _SIDES * large)
-    return share if share <= _LARGEST_SHARE and _covered(facts) < _SPARSE else 1.0
+    share = min(1.0, max(_WINDOW / short_edge, _SIDES * large))
+    is_smaller = share**2 * _windowed(facts) <= _LARGEST_SHARE**2
+    return share if is_smaller and _covered(facts) < _SPARSE else 0.0
+
+
+def _windowed(facts: DatasetFacts) -> float:
+    """The share of images that windows of the share 1 have: these are not long."""
+    return min(1.0, BoxCrop.MOST_ASPECT / median_aspect(facts))
+
+
+def _of_long(facts: DatasetFacts) -> str:
+    return f", at most {BoxCrop.MOST_ASPECT:g}:1" if _windowed(facts) < 1 else ""
 
 
 def _covered(facts: DatasetFacts) -> float:
