@@ -84,6 +84,8 @@ WRONG_IN_EVALUATION_TOO = [
     ("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 0),
     ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", 1.5),
     ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", -0.1),
+    ("MODEL.RETINANET.IOU_LOSS_WEIGHT", -1.0),
+    ("MODEL.RETINANET.IOU_LOSS_WEIGHT", "1e400"),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "(1.0,)"),
     ("MODEL.RETINANET.IGNORE_IOA_THRESH", 2.0),
     ("MODEL.RETINANET.IN_FEATURES", "[]"),
@@ -143,6 +145,8 @@ def test_all_wrong_values_are_found_at_once():
 
 MULTI_STEP = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
 CROP = ("INPUT.CROP.ENABLED", True)
+QUALITY_LOSS = ("MODEL.RETINANET.CLS_LOSS_NAME", "QualityFocalLoss")
+JITTER = ("INPUT.SCALE_JITTER", "[0.5, 2.0]")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +156,7 @@ CROP = ("INPUT.CROP.ENABLED", True)
         (["MODEL.PIXEL_MEAN", RGB_MEAN], ["INPUT.FORMAT is BGR", "in the order of RGB"]),
         (["INPUT.FORMAT", "L"], ["MODEL.PIXEL_MEAN has 3 values", "1 channels"]),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], ["INPUT.MIN_SIZE_TRAIN is"]),
+        ([*JITTER, "INPUT.MIN_SIZE_TRAIN", "(0,)"], ["INPUT.MIN_SIZE_TRAIN (0,), the edge of"]),
         ([*CROP, "INPUT.CROP.TYPE", "x"], ["INPUT.CROP.TYPE is 'x'"]),
         ([*CROP, "INPUT.CROP.SIZE", "[1.5, 0.5]"], ["INPUT.CROP.SIZE is [1.5, 0.5]"]),
         ([*CROP, "INPUT.CROP.TYPE", "absolute"], ["INPUT.CROP.SIZE is [0.9, 0.9]", "whole"]),
@@ -196,6 +201,14 @@ def test_keys_that_do_not_go_together(opts, words):
             ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.02],
             ["SOLVER.BASE_LR is 0.02, a rate of SGD", "AdamW"],
         ),
+        (
+            ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "SOLVER.NESTEROV", True],
+            ["SOLVER.NESTEROV is True but SOLVER.OPTIMIZER AdamW"],
+        ),
+        (
+            [*QUALITY_LOSS, "MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS", "auto"],
+            ["FOCAL_LOSS_ALPHA_PER_CLASS is auto", "QualityFocalLoss, which does not read it"],
+        ),
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 9)"], ["never reaches 9"]),
         (["INPUT.MAX_SIZE_TRAIN", 100], ["above INPUT.MAX_SIZE_TRAIN 100"]),
         (["INPUT.MIN_SIZE_TEST", 9999], ["above INPUT.MAX_SIZE_TEST"]),
@@ -208,6 +221,8 @@ def test_keys_that_do_not_go_together(opts, words):
             ["does not read regions to ignore, MODEL.RETINANET.ATSS_TOPK: set"],
         ),
         (["INPUT.MIN_SIZE_TRAIN", "(0,)"], ["INPUT.MIN_SIZE_TRAIN has 0"]),
+        ([*JITTER, "INPUT.MIN_SIZE_TRAIN", "(0, 96)"], ["(0, 96), of which", "reads 96 alone"]),
+        ([*JITTER, "INPUT.MIN_SIZE_TRAIN", "(20,)"], ["INPUT.MIN_SIZE_TRAIN is (20,)"]),
         (["MODEL.RPN.NMS_THRESH", 0.5], ["does not read MODEL.RPN.NMS_THRESH"]),
         (["DATASETS.TRAIN", "('a', 'a')"], ["DATASETS.TRAIN has a 2 times"]),
         (["DATASETS.TRAIN", "('a',)", "DATASETS.TEST", "('a',)"], ["a is in DATASETS.TRAIN and"]),
@@ -224,6 +239,11 @@ def test_what_is_probably_not_meant(opts, words):
     assert config_errors(cfg) == []
     (warning,) = config_warnings(cfg)
     assert all(word in warning for word in words), warning
+
+
+def test_squares_at_random_scales_have_no_longest_side():
+    opts = ["SOLVER.WARMUP_ITERS", 0, *JITTER, "INPUT.MAX_SIZE_TRAIN", 100]
+    assert config_warnings(config(*opts)) == []
 
 
 def test_values_that_are_unusual_and_right():

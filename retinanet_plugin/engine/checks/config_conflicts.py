@@ -83,6 +83,11 @@ def _image_errors(cfg: CfgNode) -> Iterator[str]:
         size.MIN_SIZE_TRAIN
     ):
         yield f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}: write the smaller size first"
+    if size.SCALE_JITTER and not max(size.MIN_SIZE_TRAIN):
+        yield (
+            f"INPUT.SCALE_JITTER is {size.SCALE_JITTER} but INPUT.MIN_SIZE_TRAIN "
+            f"{size.MIN_SIZE_TRAIN}, the edge of its squares: write pixels, such as (640,)"
+        )
     if size.CROP.ENABLED:
         yield from _crop_errors(size.CROP)
 

@@ -126,6 +126,7 @@ _RULES: tuple[tuple[str, _Check, str], ...] = (
     ("MODEL.RETINANET.FOCAL_LOSS_ALPHA", _within(-math.inf, 1), "a number up to 1, such as 0.25"),
     ("MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", _within(0), "a number from 0"),
     ("MODEL.RETINANET.BBOX_REG_LOSS_WEIGHT", _within(0), "a number from 0, such as 1.0"),
+    ("MODEL.RETINANET.IOU_LOSS_WEIGHT", _within(0), "a number from 0, such as 1.0"),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", _list_of(_above(0), 4, 4), "four numbers above 0"),
     ("MODEL.RETINANET.IGNORE_IOA_THRESH", _within(0, 1), f"{_SHARE}, such as 0.5"),
     (

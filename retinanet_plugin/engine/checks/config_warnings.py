@@ -13,6 +13,7 @@ from .config_conflicts import is_reversed_mean
 _RGB_STD = (58.395, 57.120, 57.375)
 _SMALLEST_SIZE = 32  # pixels
 _RATE_OF_SGD = 0.02  # of AdamW 0.016 was the highest that was measured to learn
+_QUALITY_LOSSES = ("QualityFocalLoss", "VarifocalLoss")
 # What other models read and RetinaNet does not.
 _OF_OTHER_MODELS = (
     "MODEL.ROI_",
@@ -60,6 +61,7 @@ def conflict_warnings(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         )
     if training:
         yield from _data_warnings(cfg)
+        yield from _loss_warnings(cfg.MODEL.RETINANET)
         yield from _solver_warnings(cfg)
         yield from _weight_warnings(cfg)
 
@@ -117,6 +119,16 @@ def _data_warnings(cfg: CfgNode) -> Iterator[str]:
             f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, above SOLVER.MAX_ITER {most}: only the "
             "end of the training is evaluated"
         )
+    yield from _square_warnings(size) if size.SCALE_JITTER else _size_warnings(size)
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
+        yield (
+            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
+            "which no image is repeated"
+        )
+
+
+def _size_warnings(size: CfgNode) -> Iterator[str]:
     if 0 < min(size.MIN_SIZE_TRAIN) < _SMALLEST_SIZE:
         yield _too_small("INPUT.MIN_SIZE_TRAIN", size.MIN_SIZE_TRAIN)
     if 0 in size.MIN_SIZE_TRAIN:
@@ -126,11 +138,26 @@ def _data_warnings(cfg: CfgNode) -> Iterator[str]:
             f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}, above INPUT.MAX_SIZE_TRAIN "
             f"{size.MAX_SIZE_TRAIN}, which alone decides the size of images"
         )
-    sampler = cfg.DATALOADER.SAMPLER_TRAIN
-    if sampler == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD:
+
+
+def _square_warnings(size: CfgNode) -> Iterator[str]:
+    """Of ``INPUT.SCALE_JITTER``, whose squares have one edge."""
+    edge = max(size.MIN_SIZE_TRAIN)
+    if edge < _SMALLEST_SIZE:
+        yield _too_small("INPUT.MIN_SIZE_TRAIN", size.MIN_SIZE_TRAIN)
+    elif min(size.MIN_SIZE_TRAIN) < edge:
         yield (
-            f"DATALOADER.SAMPLER_TRAIN is {sampler} but DATALOADER.REPEAT_THRESHOLD is 0.0, with "
-            "which no image is repeated"
+            f"INPUT.MIN_SIZE_TRAIN is {size.MIN_SIZE_TRAIN}, of which INPUT.SCALE_JITTER reads "
+            f"{edge} alone, the edge of its squares"
+        )
+
+
+def _loss_warnings(retinanet: CfgNode) -> Iterator[str]:
+    alphas, name = retinanet.FOCAL_LOSS_ALPHA_PER_CLASS, retinanet.CLS_LOSS_NAME
+    if alphas is not None and name in _QUALITY_LOSSES:
+        yield (
+            f"MODEL.RETINANET.FOCAL_LOSS_ALPHA_PER_CLASS is {alphas} but "
+            f"MODEL.RETINANET.CLS_LOSS_NAME {name}, which does not read it"
         )
 
 
@@ -154,6 +181,8 @@ def _solver_warnings(cfg: CfgNode) -> Iterator[str]:
             f"SOLVER.BASE_LR is {solver.BASE_LR}, a rate of SGD, with SOLVER.OPTIMIZER AdamW, of "
             "which 0.0001 (after trained weights) to about 0.01 (after random ones) are usual"
         )
+    if solver.OPTIMIZER == "AdamW" and solver.NESTEROV:
+        yield "SOLVER.NESTEROV is True but SOLVER.OPTIMIZER AdamW, which does not read it"
 
 
 def _weight_warnings(cfg: CfgNode) -> Iterator[str]:
