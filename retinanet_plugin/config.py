@@ -67,6 +67,9 @@ def _add_losses(retinanet: CfgNode) -> None:
     retinanet.BBOX_REG_LOSS_WEIGHT = 1.0
     # What weighs the box losses of foreground anchors, which are then divided by the sum of the
     # weights: "none" (each 1, divided as the classification loss is), "quality" or "score".
+    # Targets of TaskAlignedMatcher divide by the sum of their qualities, those of ATSSMatcher
+    # before them by the number of foreground anchors: when it takes over, the box loss with "none",
+    # and the IoU branch's, grow by their ratio (seven times at random weights).
     retinanet.BBOX_REG_LOSS_WEIGHTING = "none"
     # Losses are divided by the foreground anchors of the whole batch, whatever the number of
     # processes that share it; False: each process divides by those of its own part, as stock does.
