@@ -166,6 +166,15 @@ def test_names_that_two_images_share(dataset, tmp_path):
         assert not [name for name in os.listdir(tmp_path) if name.startswith(file_format)]
 
 
+def test_classes_that_are_hardly_to_be_told_apart(dataset, tmp_path):
+    dataset.class_names[1] = "Zebra "
+    dataset.images[1].boxes[0] = dataset.images[1].boxes[0]._replace(label="Zebra ", ignored=False)
+    for image in dataset.images:
+        image.boxes = [b._replace(label="Zebra ") if b.label == "a cat" else b for b in image.boxes]
+    notes = write_dataset(dataset, str(tmp_path / "a.csv"), "csv").notes
+    assert 'the classes "zebra" and "Zebra " differ in capital letters or blanks alone' in notes[-1]
+
+
 # ------------------------------------------------------------------ the command
 
 

@@ -108,7 +108,10 @@ def test_a_byte_order_mark_is_no_part_of_a_yaml(tmp_path):
     ("line", "expected"),
     [
         ("0 0.5 0.5 0.2", r"line 2 of .*labels/a.txt has 4 numbers: write class, x and y"),
-        ("0 0.5 0.5 0.2 0.4 0.9", "has 6 numbers"),
+        (
+            "0 0.5 0.5 0.2 0.4 0.9",
+            "has 6 numbers, as detections with a score have: remove the last",
+        ),
         ("2 0.5 0.5 0.2 0.4", 'has the class "2", but the names are of 0 to 1'),
         ("0.5 0.5 0.5 0.2 0.4", 'has the class "0.5"'),
         ("0 50 0.5 0.2 0.4", "has the number 50, not one of 0 to 1"),
@@ -151,7 +154,7 @@ def test_yolo_label_without_image_beside_others(tmp_path):
         ({"names": "[cat, cat]"}, "has the name cat twice"),
         ({"names": "{1: cat, 2: dog}"}, "number them from 0 on"),
         ({"names": "[yes, no]"}, "a name that YAML reads as True: write it in quotation marks"),
-        ({"path": "gone", "train": "x"}, "there is no .*/gone/x: correct or remove it"),
+        ({"path": "gone", "train": "x"}, "there is no .*/gone/x and no .*/x: correct or remove it"),
         ({"names": "3"}, "has names 3: list the names"),
         ({"train": "gone"}, "has train: gone, but there is no"),
         ({"names": "[cat"}, "is not YAML"),
@@ -161,6 +164,12 @@ def test_yolo_yaml_that_is_not_so(tmp_path, keys, expected):
     path = yolo(tmp_path, "0 0.5 0.5 0.2 0.4", **keys)
     with pytest.raises(UserError, match=expected):
         read_dataset(str(path))
+
+
+def test_yolo_label_files_of_capital_letters(tmp_path):
+    yolo(tmp_path, "1 0.5 0.5 1 1")
+    (tmp_path / "labels/a.txt").rename(tmp_path / "labels/a.TXT")
+    assert read_dataset(tmp_path).num_boxes == 1
 
 
 def test_yolo_splits_lists_and_roboflows_paths(tmp_path):
@@ -624,6 +633,12 @@ def test_images_that_are_in_two_places_are_not_guessed(tmp_path):
     assert read_dataset(path, tmp_path / "val").images[0].file_name.endswith("val/1.jpg")
 
 
+def test_images_whose_names_have_other_capital_letters_are_told(tmp_path):
+    image(tmp_path / "images/a.JPG")
+    path = write(tmp_path / "coco.json", coco(["a.jpg"]))
+    assert f"though {tmp_path}/images/a.JPG is there (1 of 1 images are missing)" in message(path)
+
+
 def test_missing_images_are_named_and_counted(tmp_path):
     image(tmp_path / "images/a.jpg")
     path = write(tmp_path / "coco.json", coco(["a.jpg", "b.jpg", "c.jpg"]))
@@ -746,6 +761,17 @@ def test_two_formats_are_told_with_what_to_name(tmp_path):
         ("a.xml", "<annotation><imagesize/></annotation>", "is CVAT's XML for LabelMe"),
         ("a.json", '[{"annotations": [{"result": []}], "image": 1}]', "Label Studio"),
         ("a.json", '[{"image": "a.jpg", "label": [], "annotator": 1}]', "Label Studio"),
+        (
+            "a.json",
+            '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]',
+            "is detections in COCO",
+        ),
+        (
+            "a.json",
+            '[{"name": "a.jpg", "labels": [{"box2d": {"x1": 1}}]}]',
+            "is BDD100K's own JSON",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "objects": {}}', "is Hugging Face's metadata"),
         ("a.jpg.json", '{"objects": [{"classTitle": "cat"}], "size": {}}', "from Supervisely as"),
     ],
 )

@@ -1,16 +1,15 @@
 """Where the images of an annotation file are: in the usual places, if all of them are there."""
 
-import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from ...errors import UserError
 from ..findings import counted
 from .annotated_images import AnnotatedImage
+from .folders import is_image, subfolders
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "data")
 # Folders for annotations alone, so that images are beside them.
 _OF_ANNOTATIONS = re.compile("ann|label|xml|json|csv|data|coco|voc")
@@ -19,9 +18,6 @@ _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 
 # Images that were deleted since, and no mistake of the place: up to this share is left out.
 _FEW_MISSING = 0.05
-_DEEPEST = 16  # levels of folders: more are no data set
-# Files that folders have which new, train_net.py and predict write, and no data set.
-_OWN = ({"config.yaml", "plan.html"}, {"config.yaml", "log.txt"}, {"predictions.json"})
 
 Name = tuple[str, ...]  # what an image may be called, the likeliest first
 
@@ -45,11 +41,6 @@ def split_of_file(path: str) -> str:
     words = re.split(r"[^a-z]+", os.path.splitext(name)[0].lower())
     splits = [_SPLITS[word] for word in words if word in _SPLITS]
     return splits[0] if splits else split_of_folder(os.path.basename(folder))
-
-
-def is_image(path: str) -> bool:
-    """Whether a name ends as those of image files do."""
-    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def are_few_missing(num_missing: int, num_images: int) -> bool:
@@ -122,17 +113,20 @@ def _find(
         return found[2], []
     assert closest is not None
     folder, lacking, paths = closest
-    name, source = names[lacking[0]][0], sources[lacking[0]] if sources else annotation_file
+    missing = names[lacking[0]]
+    name, source = missing[0], sources[lacking[0]] if sources else annotation_file
     if are_few_missing(len(lacking), len(names)):
         are = counted(len(lacking), "image is", "images are")
         return paths, [
             f"{are} left out of {len(names):,}, which {folder} does not have; the first is {name} "
             f"of {source}"
         ]
+    alike = next(filter(None, (_Files(place).of_other_case(missing) for _, place in places)), "")
     if len(lacking) == len(names):
         folder = ", ".join([place for _, place in places[:4]])
+    though = f", though {alike} is there" if alike else ""
     raise UserError(
-        f"{source} names the image {name}, which is not in {folder} ({len(lacking):,} of "
+        f"{source} names the image {name}, which is not in {folder}{though} ({len(lacking):,} of "
         f"{len(names):,} images are missing): put them there, name their folder by --images, or "
         "remove them from the annotations"
     )
@@ -176,50 +170,6 @@ def _rank(folder: str, stem: str, split: str) -> int | None:
     return _UNCERTAIN if split_of_folder(folder) else None
 
 
-def images_below(folder: str) -> list[str]:
-    """The image files in a folder and the folders in it, sorted."""
-    return sorted(filter(is_image, files_below(folder)))
-
-
-def files_below(folder: str, depth: int = _DEEPEST) -> Iterator[str]:
-    """The files in a folder and, ``depth`` levels down, the folders in it, without hidden ones.
-
-    Links are followed, but into each folder only once. Folders below it that this package wrote a
-    plan, a training or detections into are left out: they may lie beside the data they are of.
-    """
-    seen: set[str] = set()
-    top = folder.rstrip(os.sep).count(os.sep)
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if parent != folder and any(own <= set(names) for own in _OWN):
-            folders.clear()
-            continue
-        real = os.path.realpath(parent)
-        is_deep = parent.rstrip(os.sep).count(os.sep) - top >= depth
-        descend = real not in seen and not is_deep
-        folders[:] = sorted(x for x in folders if not x.startswith(".")) if descend else []
-        if real not in seen:
-            seen.add(real)
-            yield from (os.path.join(parent, x) for x in sorted(names) if not x.startswith("."))
-
-
-def files_in(folders: Iterable[str]) -> list[str]:
-    """The files in some folders, those of the highest one first, without hidden ones."""
-    found = []
-    for folder in sorted(folders, key=lambda folder: (folder.count(os.sep), folder)):
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            found += sorted(x.path for x in entries if x.name[0] != "." and x.is_file())
-    return found
-
-
-def subfolders(folder: str) -> list[str]:
-    """The names of a folder's folders, sorted, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(x.name for x in entries if not x.name.startswith(".") and x.is_dir())
-    except OSError:
-        return []
-
-
 class _Files:
     """The image files below a folder, each to be found once."""
 
@@ -247,3 +197,14 @@ class _Files:
             names = sorted(filter(is_image, os.listdir(folder))) if os.path.isdir(folder) else []
             self._stems[folder] = {os.path.splitext(x)[0]: os.path.join(folder, x) for x in names}
         return self._stems[folder].get(stem)
+
+    def of_other_case(self, name: Name) -> str | None:
+        """A file that differs from a name in capital letters alone."""
+        for text in name:
+            folder, base = os.path.split(os.path.join(self.folder, text.replace("\\", "/")))
+            for place in (folder, self.folder):
+                others = os.listdir(place) if os.path.isdir(place) else ()
+                for other in sorted(others):
+                    if other.casefold() == base.casefold():
+                        return os.path.join(place, other)
+        return None

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from .csv_columns import first_cells, is_csv_table
-from .image_places import files_below, images_below, is_image
+from .folders import files_below, images_below, is_image
 from .via_csv import SHAPE_COLUMN
 from .yolo import is_label_file, label_file
 
@@ -18,6 +18,9 @@ FOREIGN = {
     "VIA's own JSON": "export it from VIA as CSV or COCO",
     "CVAT's XML for LabelMe": "export it from CVAT as COCO 1.0",
     "Label Studio's own JSON": "export it from Label Studio as COCO or YOLO",
+    "detections in COCO's format": "name the annotation file of their images",
+    "BDD100K's own JSON": "convert it to COCO, for which BDD100K has a tool",
+    "Hugging Face's metadata": "write its objects as a table, see docs/formats.md",
     "Supervisely's own JSON": "export it from Supervisely as COCO, YOLO or Pascal VOC",
 }
 _DEPTH = 4  # VOCdevkit/VOC2007/Annotations/a.xml and one above
@@ -79,6 +82,8 @@ def kind_of(path: str) -> str:
             return _kind_of_json(path)
         if suffix == ".xml":
             return _kind_of_xml(path)
+        if suffix == ".jsonl":
+            return _kind_of_json_lines(path)
         if suffix in (".csv", ".tsv"):
             return _kind_of_csv(path)
         if suffix in (".yaml", ".yml"):
@@ -99,6 +104,10 @@ def _kind_of_json(path: str) -> str:
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         if _has(content, "coordinates") or _has(content, "imagefilename"):
             return CREATEML
+        if _has(content, "image_id") and _has(content, "score") and _has(content, "bbox"):
+            return "detections in COCO's format"
+        if _has(content, "box2d"):
+            return "BDD100K's own JSON"
         if _has(content, "image") and (_has(content, "result") or _has(content, "annotator")):
             return "Label Studio's own JSON"
         return CREATEML if _has(content, "image") and _has(content, "annotations") else ""
@@ -111,6 +120,13 @@ def _kind_of_json(path: str) -> str:
     if _has(content, "classTitle") and _has(content, "objects"):
         return "Supervisely's own JSON"
     return ""
+
+
+def _kind_of_json_lines(path: str) -> str:
+    with open(path, "rb") as file:
+        beginning = file.read(_BEGINNING)
+    is_metadata = _has(beginning, "file_name") and _has(beginning, "objects")
+    return "Hugging Face's metadata" if is_metadata else ""
 
 
 def _has(content: bytes, key: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from ...errors import UserError
 from ..findings import counted
-from .image_places import is_image
+from .folders import is_image
 
 _LISTS = ("train", "val", "test", "trainval")
 

@@ -11,7 +11,7 @@ import yaml
 from ...errors import UserError
 from ...new_folders import check_new_folder
 from ...whole_files import refuse_existing
-from ..findings import counted
+from ..findings import counted, name_alike, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
 from .coco import write_coco_file
 from .createml import write_createml
@@ -41,6 +41,7 @@ def write_dataset(dataset: AnnotatedImages, path: str, file_format: str) -> Anno
     else:
         check_new_folder(path)
     written = _fitted(dataset, file_format)
+    written.notes += _notes_on_names(dataset.class_names)
     if file_format in _FILES:
         if len({image.split for image in written.images}) > 1:
             note = "train, val and test are in one file: convert one at a time to keep them"
@@ -80,6 +81,17 @@ def _fitted(dataset: AnnotatedImages, file_format: str) -> AnnotatedImages:
             )
             notes.append(f"{boxes} cut at the border, as {file_format} wants it")
     return replace(dataset, images=images, notes=notes)
+
+
+def _notes_on_names(names: Sequence[str]) -> list[str]:
+    """A note on each two names that are hardly to be told apart; some formats cannot."""
+    pairs = [(name, name_alike(name, names[:i])) for i, name in enumerate(names)]
+    return [
+        f"the classes {shown(first)} and {shown(name)} differ in capital letters or blanks alone: "
+        "if one is meant, give both one name"
+        for name, first in pairs
+        if first is not None
+    ]
 
 
 def _mapped(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from ...errors import UserError
 from ..findings import counted, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
-from .image_places import are_few_missing, files_in
+from .folders import files_in
+from .image_places import are_few_missing
 from .numbers import to_number
 from .sizes import take_sizes
 from .yolo_config import YoloConfig
@@ -78,7 +79,9 @@ def label_places(image_path: str, folders: tuple[str, str] | None = None) -> lis
 
 def label_file(image_path: str, folders: tuple[str, str] | None = None) -> str | None:
     """The label file of an image; None if there is none."""
-    return next(filter(os.path.isfile, label_places(image_path, folders)), None)
+    places = label_places(image_path, folders)
+    upper = [f"{os.path.splitext(place)[0]}.TXT" for place in places]
+    return next(filter(os.path.isfile, [*places, *upper]), None)
 
 
 def is_label_file(path: str) -> bool:
@@ -119,7 +122,7 @@ def _notes_on_strays(labels: Sequence[str | None], config: YoloConfig) -> list[s
     strays = [
         path
         for path in files_in(folders)
-        if path.endswith(".txt") and path not in known and is_label_file(path)
+        if path.lower().endswith(".txt") and path not in known and is_label_file(path)
     ]
     if not strays:
         return []
@@ -150,6 +153,11 @@ def _read_line(values: list[str], where: str, image: AnnotatedImage, config: Yol
     num_values = len(values)
     if num_values == _NUMBERS_OF_BOX + config.num_keypoint_values:
         values = values[:_NUMBERS_OF_BOX]  # a pose, whose box comes first
+    elif num_values == _NUMBERS_OF_BOX + 1:
+        raise UserError(
+            f"{where} has 6 numbers, as detections with a score have: remove the last one of each "
+            "line, or write class and a polygon of three points or more"
+        )
     elif num_values != _NUMBERS_OF_BOX and (num_values < 7 or num_values % 2 == 0):
         raise UserError(
             f"{where} has {counted(num_values, 'number', 'numbers')}: write class, x and y of the "

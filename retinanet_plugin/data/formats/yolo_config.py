@@ -9,7 +9,8 @@ import yaml
 
 from ...errors import UserError
 from ..findings import counted, shown
-from .image_places import files_in, images_below, split_of_folder
+from .folders import files_in, images_below
+from .image_places import split_of_folder
 from .numbers import to_label
 
 _SPLITS = ("train", "val", "test")
@@ -175,8 +176,9 @@ def _places(content: dict[str, Any], path: str, notes: list[str]) -> Iterator[tu
                 notes.append(f"{path} has test: {entry}, but there is no {tried[0]}: left out")
             else:
                 raise UserError(
-                    f"{path} has {split}: {entry}, but there is no {tried[0]}: correct or remove "
-                    "it, or correct the key path"
+                    f"{path} has {split}: {entry}, but there is no "
+                    f"{' and no '.join(dict.fromkeys(tried))}: correct or remove it, or correct "
+                    "the key path"
                 )
 
 
