@@ -21,6 +21,7 @@ _TYPE_MISMATCH = re.compile(
 _SHAPES = {
     "DATASETS.COCO_JSON": "a list of (name, annotation file, image folder), such as "
     "[['my_train', 'train.json', 'train_images']]",
+    "INPUT.SCALE_JITTER": "two scales above 0, such as [0.5, 2.0]",
     "TEST.EXPECTED_RESULTS": "a list such as [['bbox', 'AP', 38.5, 0.2]]",
 }
 

@@ -64,6 +64,7 @@ def test_unknown_key_in_a_file(error_of, tmp_path):
         ("DATASETS.COCO_JSON", "my.json", "write a list of (name, annotation file, image folder)"),
         ("DATASETS.COCO_JSON", "{'a': 1}", "write a list of (name, annotation file, image folder)"),
         ("DATASETS.COCO_JSON", "5", "write a list of (name, annotation file, image folder)"),
+        ("INPUT.SCALE_JITTER", "0.5", "write two scales above 0, such as [0.5, 2.0]"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_of_another_type(error_of, key, value, words):
