@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from retinanet_plugin.data.formats import AnnotatedImage, AnnotatedImages, Box
-from retinanet_plugin.data.near_duplicates import near_duplicates
+from retinanet_plugin.data.near_duplicates import near_copies, near_duplicates
 from retinanet_plugin.data.split import split
 from retinanet_plugin.errors import UserError
 
@@ -84,6 +84,7 @@ def test_copies_of_roboflow_are_known_by_their_names(tmp_path):
         files.append(str(tmp_path / f"{name}.rf.{seed * 16}.jpg"))
         picture(int(seed)).save(files[-1])
     assert near_duplicates(files) == [[0, 2], [1], [3]]
+    assert near_copies(files[2:], files[:2]) == {0: 0}
 
 
 def test_even_surfaces_are_alike_only_if_they_are_the_same(tmp_path):
@@ -95,6 +96,13 @@ def test_even_surfaces_are_alike_only_if_they_are_the_same(tmp_path):
     blank = Image.new("RGB", (120, 90), (240, 240, 240))
     dataset = data(tmp_path, "a" * 6, [*pages, blank, blank])
     assert near_duplicates(names(dataset)) == [[0], [1], [2], [3], [4, 5]]
+
+
+def test_copies_among_other_images(tmp_path):
+    dataset = data(tmp_path, "a" * 6, [picture(x) for x in (1, 2, 3, 2, 4, 1)])
+    files = names(dataset)
+    assert near_copies(files[3:], files[:3]) == {0: 1, 2: 0}
+    assert near_copies([], files) == near_copies(files, []) == {}
 
 
 def test_an_image_that_cannot_be_read_looks_like_none(tmp_path):

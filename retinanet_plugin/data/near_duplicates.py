@@ -16,7 +16,7 @@ _MOST_BITS = 45
 # Of grey values beside their mean. Bits of even surfaces are noise, or all 0: there they tell
 # nothing, and this is low.
 _LEAST_CORRELATION = 0.85
-_ROWS_AT_ONCE = 1024
+_PAIRS_AT_ONCE = 2**24  # 64 MiB of numbers
 # Roboflow's names of the copies that it makes of an image: NAME_jpg.rf.HASH.jpg.
 _ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{16,}\.\w+")
 
@@ -34,8 +34,6 @@ def near_duplicates(files: Sequence[str]) -> list[list[int]]:
     Returns:
         indices, each in one group; groups and their members in the order of ``files``.
     """
-    thumbnails = list(each_of(_thumbnail, files, "comparing images"))
-    readable = [i for i, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     group_of = list(range(len(files)))
 
     def root(i: int) -> int:
@@ -44,17 +42,27 @@ def near_duplicates(files: Sequence[str]) -> list[list[int]]:
             i = group_of[i]
         return i
 
-    pairs = _of_one_name(files)
-    if readable:
-        pixels = np.stack([x for x in thumbnails if x is not None])
-        pairs += [(readable[first], readable[second]) for first, second in _alike(pixels)]
-    for first, second in pairs:
+    seen = _Thumbnails(files)
+    for first, second in [*_of_one_name(files), *seen.alike(seen)]:
         a, b = sorted((root(first), root(second)))
         group_of[b] = a
     groups: dict[int, list[int]] = {}
     for i in range(len(files)):
         groups.setdefault(root(i), []).append(i)
     return list(groups.values())
+
+
+def near_copies(files: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Of each of ``files`` that looks like one of ``others`` the first of these, as indices.
+
+    The rules are those of :func:`near_duplicates`.
+    """
+    names = _of_one_name([*others, *files])
+    of_names = [(j - len(others), i) for i, j in names if i < len(others) <= j]
+    copies: dict[int, int] = {}
+    for i, j in sorted([*of_names, *_Thumbnails(files).alike(_Thumbnails(others))]):
+        copies.setdefault(i, j)
+    return copies
 
 
 def _of_one_name(files: Sequence[str]) -> list[tuple[int, int]]:
@@ -75,21 +83,36 @@ def _thumbnail(path: str) -> np.ndarray | None:
     return np.asarray(small, dtype=np.float32)
 
 
-def _alike(pixels: np.ndarray) -> np.ndarray:
-    """Pairs of indices (P, 2) of thumbnails (N, 16, 17)."""
-    signs = np.where(pixels[:, :, 1:] > pixels[:, :, :-1], 1, -1).reshape(len(pixels), -1)
-    signs = signs.astype(np.float32)
-    grey = pixels.reshape(len(pixels), -1)
-    grey = grey - grey.mean(axis=1, keepdims=True)
-    # Images of one grey value all over have no correlation but look alike: one more, equal value.
-    grey = np.concatenate([grey, np.ones((len(grey), 1), np.float32)], axis=1)
-    grey /= np.linalg.norm(grey, axis=1, keepdims=True)
-    pairs = []
-    for start in range(0, len(pixels), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        differing = (signs.shape[1] - signs[rows] @ signs.T) / 2
-        alike = (differing <= _MOST_BITS) & (grey[rows] @ grey.T >= _LEAST_CORRELATION)
-        found = np.argwhere(alike)
-        found[:, 0] += start
-        pairs.append(found[found[:, 0] < found[:, 1]])
-    return np.concatenate(pairs)
+class _Thumbnails:
+    """What images look like: hashes as signs, and grey values, of those that can be read."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        thumbnails = list(each_of(_thumbnail, files, "comparing images"))
+        self.index = np.array([i for i, x in enumerate(thumbnails) if x is not None], np.int64)
+        num = len(self.index)
+        pixels = np.array([x for x in thumbnails if x is not None], np.float32)
+        pixels = pixels.reshape(num, _SIDE, _SIDE + 1)
+        signs = np.where(pixels[:, :, 1:] > pixels[:, :, :-1], 1, -1)
+        self.signs = signs.reshape(num, _SIDE * _SIDE).astype(np.float32)
+        grey = pixels.reshape(num, _SIDE * (_SIDE + 1))
+        grey = grey - grey.mean(axis=1, keepdims=True)
+        # Images of one grey value all over have no correlation but look alike: one more value.
+        grey = np.concatenate([grey, np.ones((len(grey), 1), np.float32)], axis=1)
+        self.grey = grey / np.linalg.norm(grey, axis=1, keepdims=True)
+
+    def alike(self, others: "_Thumbnails") -> list[tuple[int, int]]:
+        """Pairs of indices of these and others that look alike; of the same ones each pair once."""
+        pairs: list[tuple[int, int]] = []
+        num_rows = max(1, _PAIRS_AT_ONCE // max(1, len(others.index)))
+        for start in range(0, len(self.index), num_rows):
+            rows = slice(start, start + num_rows)
+            differing = (self.signs.shape[1] - self.signs[rows] @ others.signs.T) / 2
+            alike = (differing <= _MOST_BITS) & (
+                self.grey[rows] @ others.grey.T >= _LEAST_CORRELATION
+            )
+            first, second = np.nonzero(alike)
+            if others is self:
+                is_once = first + start < second
+                first, second = first[is_once], second[is_once]
+            pairs += zip(self.index[first + start].tolist(), others.index[second].tolist())
+        return pairs

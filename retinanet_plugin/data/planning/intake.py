@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...whole_files import write_whole_file
 from ..findings import counted
 from ..formats import AnnotatedImage, AnnotatedImages, read_dataset
-from ..near_duplicates import near_duplicates
+from ..near_duplicates import near_copies
 from ..split import split
 
 
@@ -120,11 +120,8 @@ def _held_out_note(dataset: AnnotatedImages, called: str) -> list[str]:
 
 def _alike_note(train: AnnotatedImages, val: AnnotatedImages) -> list[str]:
     """A note on images for validation that were seen in training, or nearly."""
-    files = [image.file_name for part in (train, val) for image in part.images]
-    num_train = len(train.images)
-    # The first image to train on that one for validation looks like, by the latter.
-    seen = {i: group[0] for group in near_duplicates(files) for i in group if group[0] < num_train}
-    pairs = [(files[i], files[j]) for i, j in sorted(seen.items()) if i >= num_train]
+    to_train, to_validate = ([image.file_name for image in part.images] for part in (train, val))
+    pairs = [(to_validate[i], to_train[j]) for i, j in near_copies(to_validate, to_train).items()]
     if not pairs:
         return []
     look = counted(len(pairs), "image looks", "images look")
