@@ -840,7 +840,13 @@ def test_links_in_a_circle_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "files", [("config.yaml", "plan.html"), ("config.yaml", "log.txt"), ("predictions.json",)]
+    "files",
+    [
+        ("config.yaml", "plan.html"),
+        ("config.yaml", "log.txt"),
+        ("annotations.json", "predictions.json"),
+        ("report.html", "report.json"),
+    ],
 )
 def test_what_this_package_wrote_is_no_part_of_the_data(tmp_path, files):
     image(tmp_path / "a.jpg")

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 _DEEPEST = 16  # levels of folders: more are no data set
-# Files that folders have which new, train_net.py and predict write, and no data set.
-_OWN = ({"config.yaml", "plan.html"}, {"config.yaml", "log.txt"}, {"predictions.json"})
+# Files that folders have which new, train_net.py, predict and report write, and no data set.
+_OWN = (
+    {"config.yaml", "plan.html"},
+    {"config.yaml", "log.txt"},
+    {"annotations.json", "predictions.json"},
+    {"report.html", "report.json"},
+)
 
 
 def is_image(path: str) -> bool:
@@ -24,7 +29,7 @@ def files_below(folder: str, depth: int = _DEEPEST) -> Iterator[str]:
     """The files in a folder and, ``depth`` levels down, the folders in it, without hidden ones.
 
     Links are followed, but into each folder only once. Folders below it that this package wrote a
-    plan, a training or detections into are left out: they may lie beside the data they are of.
+    plan, a training, detections or a report into are left out: they may lie beside their data.
     """
     seen: set[str] = set()
     top = folder.rstrip(os.sep).count(os.sep)
