@@ -176,6 +176,8 @@ def test_reasons_are_those_of_what_limits_the_size():
         (SLOW, 360, "the smallest, though the time sees them less often than is good; a longer"),
     ):
         assert expected in choose_image_size(facts, machine, budget).reason
+    huge = choose_image_size(facts_of((6000, 6000), [(10, 10, 40, 40)]), FAST, HOUR)
+    assert huge.reason == "as large as the networks of COCO's models see them"
     tiny = choose_image_size(facts_of((40, 40), [(0, 0, 20, 20)]), FAST, HOUR)
     assert tiny.short_edge == 128
     assert "would leave few cells" in tiny.reason

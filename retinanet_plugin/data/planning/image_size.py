@@ -80,8 +80,8 @@ def choose_image_size(facts: DatasetFacts, machine: Machine, seconds: float) -> 
     limits = {
         **_wanted(small),
         "that of the files, doubled": _MOST_UPSCALED * native,
-        **_affordable(facts.num_images, machine, seconds, megapixels),
         "as large as the networks of COCO's models see them": _most_edge(aspect),
+        **_affordable(facts.num_images, machine, seconds, megapixels),
     }
     reason = min(limits, key=lambda key: limits[key])
     edge = _rounded(limits[reason])
