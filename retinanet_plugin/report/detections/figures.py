@@ -102,6 +102,7 @@ def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Fig
         axes.text(column, row, count, ha="center", va="center", fontsize=small, color=colour)
     axes.set_xlabel("detected as", fontsize=_SMALL)
     axes.set_ylabel("truth", fontsize=_SMALL)
+    axes.set_title("darker: a larger share of the row", fontsize=_SMALL)
     return figure
 
 
