@@ -20,8 +20,6 @@ try:
     picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 except (OSError, ValueError, SyntaxError) as error:  # of Pillow
     sys.exit(f"error: {sys.argv[2]} cannot be read: {error}")
-if decoding["in_graph"]:
-    sys.exit("error: this example is for exports without --nms")
 
 # The image, resized, in the model's order of colours; at the right and below, the mean colour.
 short, long = sorted(picture.size)
@@ -32,6 +30,20 @@ pixels = pixels[:, :, ::-1] if preparing["format"] == "BGR" else pixels
 padded = [-(-side // padding["divisor"]) * padding["divisor"] for side in (height, width)]
 images = np.tile(np.float32(preparing["pixel_mean"]).reshape(1, 3, 1, 1), (1, 1, *padded))
 images[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+
+
+def show(box, score, cls):
+    """Print a detection, in pixels of the file."""
+    box = box * np.tile(np.divide(picture.size, (width, height)), 2)
+    box = np.clip(box, 0, np.tile(picture.size, 2))
+    print(notes["class_names"][cls], f"{score:.4f}", *(f"{side:.2f}" for side in box))
+
+
+if decoding["in_graph"]:  # of export onnx --nms; all that follows is in it
+    for detection in zip(*session.run(["boxes", "scores", "classes"], {"images": images})):
+        show(*detection)
+    sys.exit()
+
 logits, deltas, *ious = (output[0] for output in session.run(None, {"images": images}))
 
 # Anchors (R, 4): levels one after the other, in each by row, column and kind.
@@ -82,6 +94,4 @@ for i in kept[: decoding["max_detections_per_image"]]:
         near = overlaps(i, same)
         weights = scores[same] * np.exp(-((1 - near) ** 2) / 0.025) * (near > 0.01)
         box = weights @ boxes[same] / weights.sum() if weights.any() else box
-    box = box * np.tile(np.divide(picture.size, (width, height)), 2)
-    box = np.clip(box, 0, np.tile(picture.size, 2))
-    print(notes["class_names"][classes[i]], f"{scores[i]:.4f}", *(f"{side:.2f}" for side in box))
+    show(box, scores[i], classes[i])

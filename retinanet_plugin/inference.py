@@ -1,6 +1,7 @@
 """From head outputs to detections: threshold, top-k, decoding, NMS."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from .compat import best_scores
 Candidates = tuple[Tensor, Tensor, Tensor]
 # Finding candidates on a GPU takes about 13 bytes for each entry that is looked at.
 _ENTRIES_AT_ONCE = 2**25
+# Pairs of a detection and a candidate that vote at once.
+_VOTES_AT_ONCE = 2**21
 
 # How fast the say of a box in a vote falls with its distance, as in PAA's section 3.3.
 VOTING_SIGMA = 0.025
@@ -132,7 +135,11 @@ class RetinaNetInference(nn.Module):
         keep = keep[: self.max_detections_per_image]
         kept_boxes = boxes[keep]
         if self.score_voting:
-            kept_boxes = score_voting(kept_boxes, classes[keep], boxes, scores, classes)
+            voted = [
+                score_voting(boxes[rows], classes[rows], boxes, scores, classes)
+                for rows in keep.split(_voted_at_once(boxes))
+            ]
+            kept_boxes = torch.cat(voted)
         return Instances(
             image_size,
             pred_boxes=Boxes(kept_boxes),
@@ -205,6 +212,13 @@ def _images_at_once(logits: Tensor) -> int:
     return max(1, _ENTRIES_AT_ONCE // math.prod(logits.shape[1:]))
 
 
+def _voted_at_once(voters: Tensor) -> int:
+    """For how many detections all candidates (C, 4) vote together, within bounded memory."""
+    if torch.jit.is_tracing():  # which would keep how many candidates an image has
+        return sys.maxsize
+    return max(1, _VOTES_AT_ONCE // max(1, len(voters)))
+
+
 def score_voting(
     boxes: Tensor, classes: Tensor, voters: Tensor, scores: Tensor, voter_classes: Tensor
 ) -> Tensor:
@@ -224,8 +238,10 @@ def score_voting(
     # Of many candidates, a condition or memory for each step would take most of the time.
     weights = (1 - iou).square_().div_(-VOTING_SIGMA).exp_().mul_(scores).mul_(has_a_say)
     total = weights.sum(1, keepdim=True)
+    # No product of matrices: autocast and TF32 would round coordinates to 8 or 11 bits.
+    sums = torch.stack([(weights * side).sum(1) for side in voters.unbind(1)], dim=1)
     # A box without an area overlaps not even itself.
-    return torch.where(total > 0, weights @ voters / total, boxes)
+    return torch.where(total > 0, sums / total, boxes)
 
 
 def _logit_below(score: float) -> float:

@@ -15,6 +15,7 @@ from retinanet_plugin.__main__ import main
 from retinanet_plugin.commands import browse
 from retinanet_plugin.commands.arguments import shown_path
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.matching import TaskAlignedMatcher
 from retinanet_plugin.report.contact_sheet import STYLES, draw_contact_sheet
 from retinanet_plugin.report.seen_images import SeenImage, seen_images
 
@@ -86,6 +87,23 @@ def test_a_matcher_that_goes_by_predictions(model):
         "96 x 64 px, 1 box",
         "foreground anchors depend on what the model predicts",
     ]
+
+
+def test_a_matcher_that_goes_by_predictions_later(model):
+    model.matcher = TaskAlignedMatcher(
+        num_classes=model.num_classes,
+        box2box_transform=model.inference.box2box_transform,
+        first_matcher=model.matcher,
+        first_iterations=1,
+    )
+    boxes = [[1, 1, 33, 33]]
+    (image,) = seen_images([[sample(boxes, [0])]], model, "BGR")
+    model.matcher = model.matcher.first_matcher
+    (expected,) = seen_images([[sample(boxes, [0])]], model, "BGR")
+    assert len(image.anchors)
+    assert (image.anchors == expected.anchors).all()
+    assert (image.at_first, expected.at_first) == (True, False)
+    assert captions(draw_contact_sheet([image], ["cat"]))[0].endswith("at first")
 
 
 def captions(figure):

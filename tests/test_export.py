@@ -213,8 +213,12 @@ def test_mistakes_of_the_example_are_sentences(onnx_file, detector, tmp_path):
 def test_nms_and_voting_in_the_graph_detect_the_same(detector, tmp_path, onnx_file):
     path, opts = tmp_path / "model.onnx", [CANDIDATES_OF_LEVEL, 30, VOTING, True]
     export("onnx", detector.weights, path, "--nms", "--images", detector.images, "--opts", *opts)
-    found = Predictor(path)(detector.files)
+    predictor = Predictor(path)
+    found, names = predictor(detector.files), predictor.class_names
     assert_equal_detections(found, Predictor(detector.weights, opts=opts)(detector.files))
+    ran = run_example(path, detector.files[1])
+    of_graph = [line.split()[0] for line in ran.stdout.splitlines()]
+    assert of_graph == [names[c] for c in found[1].pred_classes] != []
     for i in (0, 2):  # each does something
         other = Predictor(detector.weights, opts=opts[i : i + 2])(detector.files)
         with pytest.raises(AssertionError):

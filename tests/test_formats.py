@@ -526,6 +526,20 @@ def test_csv_width_and_height_of_boxes_are_no_sizes_of_images(tmp_path):
     assert len(boxes_of(read_dataset(path))["a.jpg"]) == 2
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["a.jpg,29,38,cat,1,2,30,40", "a.jpg,31,38,cat,1,2,30,40", "a.jpg,29,38,cat,1,2,30,40"],
+        ["a.jpg,0,0,cat,1,2,30,40", "a.jpg,nan,,cat,1,2,30,40"],
+    ],
+    ids=["of boxes, one of them rounded otherwise", "not known"],
+)
+def test_csv_sizes_that_are_none_of_the_images(rows, tmp_path):
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "a.csv", _TF_COLUMNS + "\n".join(rows) + "\n")
+    assert read_dataset(path).num_boxes == len(rows)
+
+
 def test_csv_in_another_encoding_is_told(tmp_path):
     path = tmp_path / "boxes.csv"
     path.write_bytes("image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,caf\xe9\n".encode("latin-1"))

@@ -117,6 +117,27 @@ def test_a_box_alone_or_without_area_keeps_its_place_in_a_vote():
     torch.testing.assert_close(found, boxes)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_round_what_is_voted(dtype):
+    voters = 1000 + 300 * torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    voters = torch.cat([voters, voters + 500], dim=1)
+    classes, scores = torch.zeros(40, dtype=torch.long), torch.full((40,), 0.9)
+    arguments = voters[:3], classes[:3], voters, scores, classes
+    expected = score_voting(*arguments)
+    with torch.autocast("cpu", dtype):
+        found = score_voting(*arguments)
+    assert torch.equal(found, expected)
+
+
+def test_score_voting_in_parts_gives_the_same(monkeypatch):
+    scores = [[0.9], [0.8], [0.4]]
+    whole = detect(CROWD, scores, score_voting=True)
+    monkeypatch.setattr("retinanet_plugin.inference._VOTES_AT_ONCE", 1)
+    parts = detect(CROWD, scores, score_voting=True)
+    assert len(parts) > 1
+    torch.testing.assert_close(parts.pred_boxes.tensor, whole.pred_boxes.tensor, rtol=0, atol=1e-4)
+
+
 def test_score_voting_changes_boxes_alone():
     scores = [[0.9], [0.8], [0.4]]
     plain, voted = detect(CROWD, scores), detect(CROWD, scores, score_voting=True)

@@ -145,6 +145,19 @@ def test_atss_in_the_first_iterations():
     assert match(anchors, truth, *predictions).gt_qualities is not None  # outside of a training
 
 
+def test_the_log_says_when_losses_rise(monkeypatch):
+    said = []
+    place = "retinanet_plugin.matching.task_aligned_matcher.log_first_n"
+    monkeypatch.setattr(place, lambda level, message, name: said.append(message))
+    anchors, truth = make_anchors(), [make_truth(6)]
+    match = matcher(first_matcher=ATSSMatcher(num_classes=K), first_iterations=2)
+    for iteration, number in ((1, 0), (2, 1), (3, 1)):
+        with EventStorage(iteration):
+            match(anchors, truth, *make_predictions(anchors, 1, 9))
+        assert len(said) == number
+    assert "the losses are higher" in said[0]
+
+
 def test_from_config():
     cfg = load_config("", ["SOLVER.MAX_ITER", "1000", "MODEL.RETINANET.TASK_ALIGNED_TOPK", "10"])
     match = MATCHER_REGISTRY.get("TaskAlignedMatcher")(cfg)

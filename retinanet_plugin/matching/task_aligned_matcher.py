@@ -1,5 +1,6 @@
 """Which anchors see which boxes, by how well they score and place them already."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from ..box_iou import box_iou
@@ -18,6 +20,11 @@ from .best_boxes import BestBoxes
 from .ground_truth import GroundTruth, check_devices
 from .registry import MATCHER_REGISTRY, check_memory
 from .targets import Targets
+
+_TAKES_OVER = (
+    "task-aligned targets from here on, which divide losses by the sum of their qualities: the "
+    "losses are higher, and not to be compared with those before"
+)
 
 
 @MATCHER_REGISTRY.register()
@@ -128,6 +135,8 @@ class TaskAlignedMatcher(nn.Module):
         iteration = current_iteration()
         if self.first_matcher and iteration is not None and iteration < self.first_iterations:
             return self.first_matcher(anchors, gt_instances)
+        if iteration and iteration == self.first_iterations:
+            log_first_n(logging.INFO, _TAKES_OVER, name="detectron2.matching")
         check_devices(anchors, gt_instances)
         truth, num_anchors = GroundTruth(gt_instances), sum(len(boxes) for boxes in anchors)
         targets = truth.all_background(num_anchors, self.num_classes)

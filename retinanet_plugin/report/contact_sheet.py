@@ -147,6 +147,7 @@ def _anchors(image: SeenImage) -> str:
     if image.anchors is None:
         return "foreground anchors depend on what the model predicts"
     said = counted(len(image.anchors), "foreground anchor", "foreground anchors")
+    said += " at first" if image.at_first else ""
     if len(image.anchors) > MANY_ANCHORS:
         said += f" ({BEST_ANCHORS} a box drawn)"
     without = int((~image.has_anchor).sum())

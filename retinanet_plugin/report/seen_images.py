@@ -1,8 +1,8 @@
 """Images as a training sees them: augmented, with the anchors that learn their boxes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ class SeenImage:
     regions: np.ndarray  # (I, 4), to ignore
     anchors: np.ndarray | None  # (F, 4), foreground; None: not known
     has_anchor: np.ndarray  # (M,) bool: whether an anchor is foreground for the box
+    at_first: bool = False  # whether anchors are of the first iterations, later others
 
 
 def seen_images(
@@ -34,11 +35,13 @@ def seen_images(
         batches: of training inputs, as the trainer's loader makes them; an image is padded to its
             batch, and so are its anchors.
         model: with any weights. Which anchors are foreground is known of those with
-            ``label_anchors``, where anchors are a grid and the matcher needs no predictions.
+            ``label_anchors``, where anchors are a grid and the matcher, or the one that stands in
+            for it at first, needs no predictions.
         image_format: ``INPUT.FORMAT``.
     """
+    label, at_first = _labelling(model)
     for batch in batches:
-        labelled = _label_anchors(model, batch) if _is_known(model) else None
+        labelled = _label_anchors(model, batch, label) if label else None
         for i, sample in enumerate(batch):
             truth = sample["instances"]
             boxes, classes = truth.gt_boxes.tensor, truth.gt_classes
@@ -57,17 +60,25 @@ def seen_images(
                 regions.numpy(),
                 None if anchors is None else anchors.numpy(),
                 has_anchor.numpy(),
+                at_first,
             )
 
 
-def _is_known(model: nn.Module) -> bool:
-    needs_predictions = getattr(getattr(model, "matcher", None), "needs_predictions", False)
-    return has_grid_of_anchors(model) and hasattr(model, "label_anchors") and not needs_predictions
+def _labelling(model: nn.Module) -> tuple[Callable[..., Any] | None, bool]:
+    """What gives labels and matched boxes of anchors without predictions, if anything does, and
+    whether it does so in the first iterations alone."""
+    if not has_grid_of_anchors(model) or not hasattr(model, "label_anchors"):
+        return None, False
+    labels, matcher = cast(Callable[..., Any], model.label_anchors), getattr(model, "matcher", None)
+    if not getattr(matcher, "needs_predictions", False):
+        return labels, False
+    is_replaced = getattr(matcher, "first_iterations", 0) > 0
+    return getattr(matcher, "first_matcher", None) if is_replaced else None, True
 
 
 @torch.no_grad()
 def _label_anchors(
-    model: Any, batch: list[dict[str, Any]]
+    model: Any, batch: list[dict[str, Any]], label: Callable[..., Any]
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of each image the foreground anchors (F, 4), their labels (F,) and matched boxes (F, 4).
 
@@ -80,7 +91,7 @@ def _label_anchors(
         for stride in model.anchor_generator.strides
     ]
     anchors = model.anchor_generator(features)
-    all_labels, all_matched = model.label_anchors(anchors, [x["instances"] for x in batch])
+    all_labels, all_matched = label(anchors, [x["instances"] for x in batch])[:2]
     every = torch.cat([boxes.tensor for boxes in anchors])
     return [
         (every[is_foreground], labels[is_foreground], matched[is_foreground])

@@ -135,8 +135,12 @@ def _wanted_lr(cfg: CfgNode) -> float:
 
 
 def _linear_rule(cfg: CfgNode) -> str:
+    if cfg.SOLVER.OPTIMIZER != "SGD":
+        return f"of {cfg.SOLVER.OPTIMIZER}, whose rates are not those of SGD"
     if not cfg.MODEL.WEIGHTS:
-        return f"from random weights (Detectron2 has {_wanted_lr(cfg):.2g} where they are trained)"
+        return (
+            f"from random weights (Detectron2 has {_wanted_lr(cfg):.2g} to go on from trained ones)"
+        )
     reference = f"Detectron2's RetinaNets have {_REFERENCE_LR} for {_REFERENCE_BATCH} images"
     if cfg.SOLVER.IMS_PER_BATCH == _REFERENCE_BATCH:
         return reference

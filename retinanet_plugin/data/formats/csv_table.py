@@ -97,7 +97,7 @@ def _image_sizes(table: Table, path: str) -> dict[str, tuple[int, int]]:
     for number, row in table.rows if table.image_size else ():
         where = f"line {number} of {path}"
         width, height = (
-            to_size(row[table.columns[key]].strip() or None, f"{where} has {key}")
+            to_size(_known(row[table.columns[key]]), f"{where} has {key}")
             for key in table.image_size
         )
         name = row[table.columns["image"]].strip()
@@ -108,6 +108,12 @@ def _image_sizes(table: Table, path: str) -> dict[str, tuple[int, int]]:
                 f"{before[0]} x {before[1]}: correct one of them"
             )
     return sizes
+
+
+def _known(cell: str) -> str | None:
+    """A size; some tools write 0 where they do not know it."""
+    text = cell.strip()
+    return None if text.lower() in ("", "0", "0.0", "nan") else text
 
 
 def _to_pixels(images: Sequence[AnnotatedImage], path: str) -> None:

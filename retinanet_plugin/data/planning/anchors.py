@@ -43,7 +43,7 @@ class AnchorPlan:
             Choice(
                 "MODEL.ANCHOR_GENERATOR.SIZES",
                 self.fit.after.sizes,
-                f"fitted: {after:.1%} of the boxes are reached, of {before:.1%} by RetinaNet's own",
+                f"they reach {after:.1%} of the boxes, RetinaNet's own {before:.1%}",
             ),
             Choice(
                 "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",

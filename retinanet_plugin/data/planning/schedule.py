@@ -17,6 +17,7 @@ EVALUATION_SECONDS = 4.0
 # Evaluations may take this share of the time.
 EVAL_SHARE = 0.1
 _MOST_EVALUATIONS = 5
+_LEAST_CHECKPOINTS = 5
 _MOST_EPOCHS, _LEAST_ITERATIONS = 300, 1000
 MOST_EPOCHS_OF_FEW = 500  # with more, the doctor says that images are seen absurdly often
 _FEW_EPOCHS, _FEW_ITERATIONS = 1, 100
@@ -59,7 +60,11 @@ class Schedule:
                 f"{counted(self.num_evaluations, 'evaluation', 'evaluations')}; the best model is "
                 "kept as model_best.pth",
             ),
-            Choice("SOLVER.CHECKPOINT_PERIOD", period, "one with each evaluation"),
+            Choice(
+                "SOLVER.CHECKPOINT_PERIOD",
+                min(period, max(1, self.iterations // _LEAST_CHECKPOINTS)),
+                "a training that is killed goes on from the last one with --resume",
+            ),
         ]
 
     def warnings(self, budget: float) -> list[str]:
