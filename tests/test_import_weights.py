@@ -3,7 +3,7 @@
 import argparse
 import subprocess
 import sys
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from types import ModuleType
 
 import pytest
@@ -405,6 +405,12 @@ def test_checkpoints_of_trainings(states, tmp_path, monkeypatch, capsys):
         assert imported["model"].keys() == found.weights.keys()
         assert imported.get("class_names", []) == found.class_names
     assert not ran.exists()
+
+
+def test_what_cannot_be_skipped_is_named(states, tmp_path):
+    torch.save({"model": states["torchvision"], "last": deque([1.0])}, tmp_path / "last.pth")
+    with pytest.raises(SystemExit, match=r"last.pth holds collections.deque beside tensors, which"):
+        main(["import-weights", "torchvision", str(tmp_path / "last.pth"), str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("content", [nn.Linear(2, 3), {"model": nn.Linear(2, 3)}])

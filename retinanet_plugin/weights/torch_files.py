@@ -42,6 +42,8 @@ def read_checkpoint(
                 path, map_location="cpu", weights_only=True, mmap=is_zip and only_header
             )
     except Exception as error:  # of a damaged file, torch and zipfile raise nearly anything
+        if skip_objects:  # what cannot be skipped is named where nothing is
+            return read_checkpoint(path, only_header=only_header)
         raise UnreadableError(_why_not_loaded(error)) from error
     if not isinstance(loaded, dict):
         raise UnreadableError(f"holds a {type(loaded).__name__} and no weights by name: correct it")
