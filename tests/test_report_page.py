@@ -193,7 +193,7 @@ def test_what_is_written_beside_results_tells_other_images_and_categories(place)
 def test_no_image_of_a_plan_has_the_id_of_another_one(place):
     """Results on the images of its training are none on those for validation."""
     dataset = read_dataset(str(place / "truth.json"))
-    entries = Intake(dataset, dataset, []).write(str(place), "plan")
+    entries = Intake(dataset, dataset, [], ("a", "b")).write(str(place), "plan")
     contents = [json.loads(Path(json_file).read_text()) for _, json_file, _ in entries]
     assert [[image["id"] for image in x["images"]] for x in contents] == [[1, 2], [3, 4]]
     assert {annotation["image_id"] for annotation in contents[1]["annotations"]} == {3, 4}
