@@ -32,6 +32,12 @@ class StepCost:
     eval_seconds: float  # for an image of validation, detections and losses
 
 
+def with_reason(choices: Sequence[Choice], reason: str) -> list[Choice]:
+    """Choices that have one reason together: the first of them tells it."""
+    first, *others = choices
+    return [first._replace(reason=reason), *others]
+
+
 def options(choices: Sequence[Choice]) -> list[Any]:
     """``[KEY, VALUE, KEY, VALUE, ...]``, for ``CfgNode.merge_from_list``."""
     return [item for choice in choices for item in (choice.key, choice.value)]

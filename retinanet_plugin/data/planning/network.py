@@ -2,20 +2,20 @@
 
 import os
 
-from .choice import Choice, Machine
+from .choice import Choice, Machine, with_reason
 
 FROM_SCRATCH, FROM_WEIGHTS = "from_scratch.yaml", "from_weights.yaml"
 # Worth its rounding, from which nothing was seen to suffer.
 _LEAST_GAIN = 1.15
 # Of networks that take as long, the one that learned most in minutes: see docs/new.md.
-_SMALL = {
-    "MODEL.FPN.BOTTOM_UP": "build_basic_resnet_backbone",
-    "MODEL.RESNETS.DEPTH": 10,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-    "MODEL.FPN.OUT_CHANNELS": 64,
-    "MODEL.RETINANET.NUM_CONVS": 1,
-}
+_SMALL = [
+    Choice("MODEL.FPN.BOTTOM_UP", "build_basic_resnet_backbone", ""),
+    Choice("MODEL.RESNETS.DEPTH", 10, ""),
+    Choice("MODEL.RESNETS.STEM_OUT_CHANNELS", 32, ""),
+    Choice("MODEL.RESNETS.RES2_OUT_CHANNELS", 32, ""),
+    Choice("MODEL.FPN.OUT_CHANNELS", 64, ""),
+    Choice("MODEL.RETINANET.NUM_CONVS", 1, ""),
+]
 _FEW_CORES, _MOST_WORKERS = 2, 4
 # What switches bfloat16 on; both together were faster than one.
 PRECISION = [
@@ -56,9 +56,8 @@ def choose_network(device: str, weights: str) -> list[Choice]:
         return [*choices, Choice("MODEL.WEIGHTS", weights, "training starts from these")]
     if device != "cpu":
         return choices
-    first, *others = (Choice(key, value, "") for key, value in _SMALL.items())
     reason = "a small network, of which a processor trains thousands of steps in minutes"
-    return [*choices, first._replace(reason=reason), *others]
+    return [*choices, *with_reason(_SMALL, reason)]
 
 
 def _num_workers() -> int:
@@ -72,6 +71,4 @@ def choose_precision(machine: Machine) -> list[Choice]:
     """bfloat16 where it was measured to be faster."""
     if machine.bfloat16_gain < _LEAST_GAIN:
         return []
-    first, *others = PRECISION
-    reason = f"steps were {machine.bfloat16_gain:.1f} times faster so"
-    return [first._replace(reason=reason), *others]
+    return with_reason(PRECISION, f"steps were {machine.bfloat16_gain:.1f} times faster so")
