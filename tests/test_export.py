@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -363,6 +364,37 @@ print("telemetry:", sys.modules["openvino_telemetry"])
     assert "Average Recall" not in ran.stdout
     assert "tried" not in ran.stdout
     assert "telemetry: None" in ran.stdout
+
+
+def images_of_which_are_damaged(folder, detector, names):
+    """The detector's six images, and others that are cut off."""
+    shutil.copytree(detector.images, folder)
+    for name in names:
+        (folder / name).write_bytes(detector.files[0].read_bytes()[:999])
+    return folder
+
+
+def test_a_damaged_image_gives_no_ranges_and_is_not_compared(
+    detector, tmp_path, monkeypatch, capfd
+):
+    used = []
+    module = "retinanet_plugin.commands.export"
+    monkeypatch.setattr(f"{module}.write_openvino", lambda *args: used.append(args[2]))
+    monkeypatch.setattr(f"{module}.compare", lambda *args: used.append(args[2]))
+    monkeypatch.setattr(f"{module}.Predictor", str)
+    images = images_of_which_are_damaged(tmp_path / "images", detector, ["00.png"])
+    export("openvino", detector.weights, tmp_path / "a.xml", "--int8", "--images", images)
+    assert used == [[str(images / f"{i}.png") for i in range(6)]] * 2
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if "WARNING" in x]
+    assert line.startswith(f"WARNING: left out: the image {images / '00.png'} cannot be read")
+
+
+def test_images_of_which_most_are_damaged_are_an_error(detector, tmp_path):
+    names = [f"0{i}.png" for i in range(7)]
+    images = images_of_which_are_damaged(tmp_path / "images", detector, names)
+    with pytest.raises(SystemExit, match="error: 7 of 13 images of --images cannot be read"):
+        export("torch", detector.weights, tmp_path / "model.pt2", "--images", images)
+    assert not (tmp_path / "model.pt2").exists()
 
 
 def test_images_without_truth_give_the_ranges_and_those_with_it_are_compared(detector, tmp_path):

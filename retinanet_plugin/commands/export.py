@@ -7,15 +7,17 @@ Predictor, predict and report take the files as they take a checkpoint.
 
 import argparse
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 from ..deploy import Predictor
 from ..deploy.comparison import compare
 from ..deploy.exported_network import RUNNERS
 from ..deploy.exports import write_onnx, write_openvino, write_program
 from ..deploy.formats import Ids
-from ..deploy.pictures import Source, images_in
+from ..deploy.pictures import Preprocessing, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
@@ -60,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
         cfg, class_names = read_described(weights, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     compared, calibrating = roles_of(images, args.truth, class_names)
+    is_readable = functools.cache(functools.partial(_is_readable, Preprocessing.of(cfg)))
+    compared = readable(compared, None if args.truth else _MOST_COMPARED, is_readable)
+    calibrating = readable(calibrating, _MOST_CALIBRATED, is_readable) if args.int8 else []
     with _no_file_after_errors(_written_files(args)):
         if args.format == "detectron2":
             write_detectron2(cfg, args.output)
@@ -71,16 +76,14 @@ def run(args: argparse.Namespace) -> None:
         elif args.format == "torch":
             write_program(network, args.output)
         elif args.format == "openvino":
-            write_openvino(network, args.output, calibrating if args.int8 else [])
+            write_openvino(network, args.output, calibrating)
         comparison = compare(network, Predictor(args.output), compared, args.truth)
         if not args.int8:
             comparison.refuse_unless_equal(args.output)
     print(f"wrote {args.output}: {comparison}")
 
 
-def roles_of(
-    images: list[Source], truth: str, class_names: list[str]
-) -> tuple[list[Source], list[Source]]:
+def roles_of(images: list[str], truth: str, class_names: list[str]) -> tuple[list[str], list[str]]:
     """Those to compare detections in, and those whose values have the ranges of 8 bits.
 
     Images of the annotation file ``truth`` are compared, all of them, and give no ranges if there
@@ -90,14 +93,47 @@ def roles_of(
         UserError: the file has none of the images, or cannot be read.
     """
     if not truth:
-        return images[:_MOST_COMPARED], images[:_MOST_CALIBRATED]
+        return images, images
     ids = Ids(truth, class_names)
-    of_truth: dict[bool, list[Source]] = {True: [], False: []}
+    of_truth: dict[bool, list[str]] = {True: [], False: []}
     for image in images:
-        of_truth[ids.has(str(image))].append(image)
+        of_truth[ids.has(image)].append(image)
     if not of_truth[True]:
-        ids.check(map(str, images))
-    return of_truth[True], (of_truth[False] or images)[:_MOST_CALIBRATED]
+        ids.check(images)
+    return of_truth[True], of_truth[False] or images
+
+
+def readable(images: list[str], most: int | None, is_readable: Callable[[str], bool]) -> list[str]:
+    """The first ``most`` images that can be read, or all of these.
+
+    Raises:
+        UserError: more than half of those that were tried cannot: something else is wrong.
+    """
+    found: list[str] = []
+    num_bad = 0
+    for image in images:
+        if len(found) == most:
+            break
+        if is_readable(image):
+            found.append(image)
+        else:
+            num_bad += 1
+    if num_bad > len(found):
+        raise UserError(
+            f"{num_bad:,} of {num_bad + len(found):,} images of --images cannot be read (see the "
+            "warnings): replace the files, or name another folder"
+        )
+    return found
+
+
+def _is_readable(preprocessing: Preprocessing, image: str) -> bool:
+    """Whether the network can be given an image; one that it cannot is told."""
+    try:
+        preprocessing.prepare(image)
+    except UserError as error:
+        print(f"WARNING: left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _written_files(args: argparse.Namespace) -> list[str]:
@@ -117,7 +153,7 @@ def _no_file_after_errors(paths: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _checked(args: argparse.Namespace) -> list[Source]:
+def _checked(args: argparse.Namespace) -> list[str]:
     """The images of ``--images``, once the arguments go together."""
     suffix = SUFFIXES[args.format]
     if os.path.splitext(args.output)[1] != suffix:
@@ -136,7 +172,7 @@ def _checked(args: argparse.Namespace) -> list[Source]:
     _check_writable(os.path.dirname(args.output) or ".")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images} is no folder: name the one that has the images")
-    return list(images_in(args.images)) if args.images else []
+    return images_in(args.images) if args.images else []
 
 
 def _check_writable(folder: str) -> None:

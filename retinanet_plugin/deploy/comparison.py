@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    network: TorchNetwork, exported: Predictor, images: list[Source], truth: str = ""
+    network: TorchNetwork, exported: Predictor, images: Sequence[Source], truth: str = ""
 ) -> Comparison:
     """Detect in the same images with both.
 

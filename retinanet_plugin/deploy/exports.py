@@ -120,7 +120,7 @@ def write_program(network: TorchNetwork, path: str) -> None:
     )
 
 
-def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) -> None:
+def write_openvino(network: TorchNetwork, path: str, calibration: Sequence[Source]) -> None:
     """Write ``path``, an ``.xml``, and the weights beside it, a ``.bin``.
 
     Args:
@@ -152,7 +152,7 @@ def write_openvino(network: TorchNetwork, path: str, calibration: list[Source]) 
         raise UserError(f"{path} cannot be written ({error}): make room, or correct it") from error
 
 
-def _quantized(model: Any, network: TorchNetwork, divisor: int, images: list[Source]) -> Any:
+def _quantized(model: Any, network: TorchNetwork, divisor: int, images: Sequence[Source]) -> Any:
     """``model`` with convolutions in 8 bits, by the ranges that values have in some images.
 
     All but the first: in 8 bits, that of the pixels alone costs several AP.
