@@ -1,5 +1,6 @@
 """``new``: from annotated images to a config that trains, and mistakes as sentences."""
 
+import html
 import json
 import signal
 import subprocess
@@ -323,6 +324,10 @@ def test_warnings_name_the_users_files_and_no_ids_of_other_files(tmp_path, capsy
     out = capsys.readouterr().out
     assert f"  {data}: image {tmp_path}/data/3.png is empty" in out
     assert f"  {val}: image {tmp_path}/val/0.jpg has the colours of print" in out
+    page = html.unescape((tmp_path / "plan/plan.html").read_text())
+    assert f"<li>warning: {data}: image {tmp_path}/data/3.png is empty" in page
+    assert f"<li>warning: {val}: image {tmp_path}/val/0.jpg has the colours of print" in page
+    assert f"<li>1 image is damaged: {tmp_path}/data/3.png is empty" in page
 
 
 def test_images_that_were_set_aside_are_said_to_be(tmp_path):

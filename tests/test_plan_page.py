@@ -100,6 +100,12 @@ def test_what_it_says():
     assert "0 to 32 px" not in texts  # there are none
 
 
+def test_where_there_is_nothing_to_remark_nothing_is_said():
+    assert "Warnings and notes" not in plan_page(make_plan())
+    texts = Reader(plan_page(make_plan(remarks=["one", "two"]))).texts
+    assert texts[texts.index("Warnings and notes") + 1 :][:2] == ["one", "two"]
+
+
 def test_bars_are_as_long_as_their_shares():
     page = plan_page(make_plan())
     for kind, width in (("before", 25), ("after", 87.5)):
@@ -115,6 +121,7 @@ def test_names_are_text_whatever_they_are():
         title=HOSTILE[0],
         facts=[(HOSTILE[0], HOSTILE[2])],
         decisions=[Decision(*HOSTILE[:3])],
+        remarks=[f"warning: {name}" for name in HOSTILE],
         commands=[(HOSTILE[2], HOSTILE[0])],
     )
     page = Reader(plan_page(plan))
@@ -123,6 +130,7 @@ def test_names_are_text_whatever_they_are():
     assert all("onerror" not in attributes for _, attributes in page.tags)
     for name in HOSTILE:
         assert name.strip() in [*page.texts, ""]
+        assert f"warning: {name}".strip() in page.texts
 
 
 def test_many_classes():

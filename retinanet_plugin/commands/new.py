@@ -111,7 +111,7 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     detections = choose_detections(intake.most_objects)
     first = [*named, *detections, *choose_network(device, wishes.weights)]
     cfg = _draft(first, wishes, intake)
-    train, num_trained = _checked(cfg)
+    train, num_trained, warnings = _checked(cfg)
     cfg.SOLVER.IMS_PER_BATCH = usual_batch(num_trained)
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
 
@@ -124,7 +124,8 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     schedule = plan_schedule(*sizes, batch, plan.learning_rate, cost, wishes.budget)
     choices = [*plan.choices, *detections, *schedule.choices(wishes.budget)]
     _print_section("decided", [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason])
-    for text in [*plan.warnings, *schedule.warnings(wishes.budget)]:
+    of_plan = [*plan.warnings, *schedule.warnings(wishes.budget)]
+    for text in of_plan:
         print(f"\nwarning: {text}")
 
     config_file = os.path.join(args.folder, "config.yaml")
@@ -136,7 +137,8 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
         ("time allowed", in_words(wishes.budget)),
         ("time expected", in_words(schedule.seconds)),
     ]
-    page = page_of(plan, train, choices, machine, times, train_command, sheet)
+    remarks = [*(f"warning: {text}" for text in [*warnings, *of_plan]), *intake.notes]
+    page = page_of(plan, train, choices, machine, times, remarks, train_command, sheet)
     write_plan_page(os.path.join(folder, "plan.html"), page)
     _write_config(folder, wishes, [*choices, *named])  # last: with it the plan is whole
     print(f"\nwrote {config_file} and {os.path.join(args.folder, 'plan.html')}")
@@ -181,8 +183,8 @@ def _draft(choices: Sequence[Choice], wishes: Wishes, intake: Intake) -> CfgNode
     return cfg
 
 
-def _checked(cfg: CfgNode) -> tuple[DatasetFacts, int]:
-    """What the training set has, and how many of its images are trained on.
+def _checked(cfg: CfgNode) -> tuple[DatasetFacts, int, list[str]]:
+    """What the training set has, how many of its images are trained on, and warnings, printed.
 
     Raises:
         UserError: of the first error.
@@ -190,12 +192,13 @@ def _checked(cfg: CfgNode) -> tuple[DatasetFacts, int]:
     findings, facts = inspect_datasets(cfg)
     of_files, images = inspect_image_files(facts, cfg)
     findings.extend(of_files)
-    if findings.warnings:
-        _print_section("warnings", [str(warning) for warning in findings.warnings.values()])
+    warnings = [str(warning) for warning in findings.warnings.values()]
+    if warnings:
+        _print_section("warnings", warnings)
     for error in findings.errors.values():
         raise UserError(str(error))
     (name,) = cfg.DATASETS.TRAIN
-    return facts[name], count_trained(facts[name], images[name], cfg)
+    return facts[name], count_trained(facts[name], images[name], cfg), warnings
 
 
 def _facts(intake: Intake) -> list[str]:

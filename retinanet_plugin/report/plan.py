@@ -1,5 +1,6 @@
 """What the page of a plan shows: facts of the data, decisions with reasons, anchors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,5 +38,6 @@ class Plan:
     resized_box_sizes: dict[str, np.ndarray]  # the same as the model sees them
     anchors_before: AnchorChoice
     anchors_after: AnchorChoice
+    remarks: Sequence[str] = ()  # warnings and notes, a sentence each
     sheet: Figure | None = None  # of ``draw_contact_sheet``
     commands: list[tuple[str, str]] = field(default_factory=list)  # what it does, shell command

@@ -22,6 +22,7 @@ def page_of(
     choices: Sequence[Choice],
     machine: Machine,
     times: Sequence[tuple[str, str]],
+    remarks: Sequence[str],
     train_command: str,
     sheet: Figure,
 ) -> Plan:
@@ -33,6 +34,7 @@ def page_of(
         choices: all that were made.
         machine: as it was measured.
         times: further facts: of validation, and of how long it will take.
+        remarks: warnings and notes.
         train_command: what a shell is to be given.
         sheet: images as the training sees them.
     """
@@ -58,6 +60,7 @@ def page_of(
         },
         anchors_before=_choice(plan.anchors, plan.anchors.fit.before, names),
         anchors_after=_choice(plan.anchors, plan.anchors.fit.after, names),
+        remarks=remarks,
         sheet=sheet,
         commands=[("train", train_command)],
     )
