@@ -1,6 +1,7 @@
 """python -m retinanet_plugin predict: formats, stopping and going on, mistakes."""
 
 import csv
+import functools
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import assert_equal_detections
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -421,14 +423,31 @@ def test_an_image_no_larger_than_a_tile_is_as_without(detector):
 # ------------------------------------------------------------------ mistakes
 
 
-def test_unreadable_files_are_named_and_left_out(detector, tmp_path, capsys):
+def test_unreadable_files_are_named_and_left_out(detector, tmp_path, looked_at, capsys):
     folder = tmp_path / "in"
     shutil.copytree(detector.images, folder)
     (folder / "bad.png").write_bytes(b"no image")
-    with pytest.raises(SystemExit, match=r"error: 1 of 7 files could not be read.*bad\.png"):
-        predict(detector, folder, "--output", tmp_path / "out")
-    assert "WARNING: the image" in capsys.readouterr().err
-    assert len(json.loads((tmp_path / "out/annotations.json").read_text())["images"]) == 6
+    for expected in (sorted(folder.iterdir()), [folder / "bad.png"]):  # again: what is not done
+        with pytest.raises(SystemExit, match=r"error: 1 of 7 files could not be read.*bad\.png"):
+            predict(detector, folder, "--output", tmp_path / "out", "--format", "coco", "yolo")
+        assert looked_at == list(map(str, expected))
+        looked_at.clear()
+        assert f"WARNING: the image {folder}/bad.png cannot be read" in capsys.readouterr().err
+        listed = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
+        assert [image["file_name"] for image in listed] == [path.name for path in detector.files]
+        assert len(list((tmp_path / "out/labels").iterdir())) == 6
+
+
+def test_an_error_begins_its_line(detector, tmp_path, monkeypatch, capsys):
+    """After a bar that a warning has shown before its time: see keep_console_readable."""
+    delayed = functools.partialmethod(tqdm.tqdm.__init__, delay=1000)
+    monkeypatch.setattr(tqdm.tqdm, "__init__", delayed)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="error: 1 of 2 files"):
+        predict(detector, tmp_path / "bad.png", detector.files[0], "--output", tmp_path / "out")
+    told = capsys.readouterr().err
+    assert "2/2" in told
+    assert told.endswith("\n")
 
 
 def test_files_of_one_name_keep_what_tells_them_apart():

@@ -57,6 +57,7 @@ def detect(
         unit=" images",
         file=sys.stderr,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        delay=0,  # else tqdm.write shows a bar whose line is not ended, if it closes soon
         disable=number > 0,
     ) as bar:
         for (path, frame), found in itertools.chain(*(_found(predictor, w, tiles) for w in works)):
