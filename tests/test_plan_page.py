@@ -154,8 +154,11 @@ def test_classes_come_by_their_boxes():
 
 @pytest.mark.parametrize("num_boxes", [0, 1])
 def test_hardly_any_boxes(num_boxes):
-    Reader(plan_page(make_plan(num_boxes=num_boxes)))
-    Reader(plan_page(make_plan(names=(), num_boxes=num_boxes)))
+    texts = Reader(plan_page(make_plan(num_boxes=num_boxes))).texts
+    assert texts[texts.index("cat") + 1] == str(num_boxes)
+    page = Reader(plan_page(make_plan(names=(), num_boxes=num_boxes)))
+    assert "cat" not in page.texts
+    assert len(page.all("img")) == 1  # the histogram
 
 
 def test_boxes_without_an_area_are_not_drawn():

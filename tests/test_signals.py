@@ -102,7 +102,8 @@ def test_what_runs_in_the_background_goes_on_ignoring():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_signals():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # nothing is raised
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 

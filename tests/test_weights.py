@@ -191,7 +191,9 @@ def test_a_checkpoint_of_stock_has_no_loss_normalizer(cfg, state, save):
     state["anchor_generator.cell_anchors.0"] = torch.zeros(3, 4)
     cfg = with_weights(cfg, save(zoo(state), "model_final.pkl") + "?matching_heuristics=True")
     check_weights(cfg.MODEL.WEIGHTS)
-    check_weights_fit(cfg, build_model(cfg), None, eval_only=True)
+    model = build_model(cfg)
+    check_weights_fit(cfg, model, None, eval_only=True)
+    assert torch.equal(model.head.cls_score.weight, state["head.cls_score.weight"])
 
 
 # ------------------------------------------------------------------ nothing runs
