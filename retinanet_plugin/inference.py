@@ -1,7 +1,6 @@
 """From head outputs to detections: threshold, top-k, decoding, NMS."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,20 +11,13 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from .box_iou import box_iou
 from .compat import best_scores
+from .score_voting import voted_boxes
 
 # Boxes (C, 4), absolute pixels, scores (C,) and classes (C,) of an image on a level.
 Candidates = tuple[Tensor, Tensor, Tensor]
 # Finding candidates on a GPU takes about 13 bytes for each entry that is looked at.
 _ENTRIES_AT_ONCE = 2**25
-# Pairs of a detection and a candidate that vote at once.
-_VOTES_AT_ONCE = 2**21
-
-# How fast the say of a box in a vote falls with its distance, as in PAA's section 3.3.
-VOTING_SIGMA = 0.025
-# Boxes that overlap less have none, as in PAA's code.
-VOTING_MIN_IOU = 0.01
 
 
 class RetinaNetInference(nn.Module):
@@ -54,7 +46,7 @@ class RetinaNetInference(nn.Module):
             topk_candidates (int): most candidates that a level passes to NMS.
             nms_thresh (float): IoU above which the lower-scored box of a class is dropped.
             max_detections_per_image (int): detections kept, best first.
-            score_voting (bool): boxes are averaged: see :func:`score_voting`.
+            score_voting (bool): boxes are averaged: see :mod:`retinanet_plugin.score_voting`.
             clip_before_nms (bool): NMS sees boxes that are clipped to the image.
         """
         super().__init__()
@@ -135,11 +127,7 @@ class RetinaNetInference(nn.Module):
         keep = keep[: self.max_detections_per_image]
         kept_boxes = boxes[keep]
         if self.score_voting:
-            voted = [
-                score_voting(boxes[rows], classes[rows], boxes, scores, classes)
-                for rows in keep.split(_voted_at_once(boxes))
-            ]
-            kept_boxes = torch.cat(voted)
+            kept_boxes = voted_boxes(keep, boxes, scores, classes)
         return Instances(
             image_size,
             pred_boxes=Boxes(kept_boxes),
@@ -210,38 +198,6 @@ def _images_at_once(logits: Tensor) -> int:
     if not logits.is_cuda or torch.jit.is_tracing():
         return 1
     return max(1, _ENTRIES_AT_ONCE // math.prod(logits.shape[1:]))
-
-
-def _voted_at_once(voters: Tensor) -> int:
-    """For how many detections all candidates (C, 4) vote together, within bounded memory."""
-    if torch.jit.is_tracing():  # which would keep how many candidates an image has
-        return sys.maxsize
-    return max(1, _VOTES_AT_ONCE // max(1, len(voters)))
-
-
-def score_voting(
-    boxes: Tensor, classes: Tensor, voters: Tensor, scores: Tensor, voter_classes: Tensor
-) -> Tensor:
-    """Boxes averaged with those that NMS took out (PAA, arXiv 2007.08103, section 3.3).
-
-    A box of the same class has the weight ``score * exp(-(1 - IoU)^2 / 0.025)``.
-
-    Args:
-        boxes, classes: (D, 4), absolute pixels, and (D,), of detections.
-        voters, scores, voter_classes: (C, 4), (C,) and (C,), of all candidates, detections too.
-
-    Returns:
-        Tensor: (D, 4).
-    """
-    iou = box_iou(boxes[:, :, None].unbind(1), voters.t().contiguous().unbind())  # (D, C)
-    has_a_say = (classes[:, None] == voter_classes) & (iou > VOTING_MIN_IOU)
-    # Of many candidates, a condition or memory for each step would take most of the time.
-    weights = (1 - iou).square_().div_(-VOTING_SIGMA).exp_().mul_(scores).mul_(has_a_say)
-    total = weights.sum(1, keepdim=True)
-    # No product of matrices: autocast and TF32 would round coordinates to 8 or 11 bits.
-    sums = torch.stack([(weights * side).sum(1) for side in voters.unbind(1)], dim=1)
-    # A box without an area overlaps not even itself.
-    return torch.where(total > 0, sums / total, boxes)
 
 
 def _logit_below(score: float) -> float:

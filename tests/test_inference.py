@@ -10,7 +10,8 @@ from detectron2.structures import Boxes
 
 from retinanet_plugin import inference as inference_module
 from retinanet_plugin.compat import best_scores
-from retinanet_plugin.inference import RetinaNetInference, score_voting
+from retinanet_plugin.inference import RetinaNetInference
+from retinanet_plugin.score_voting import score_voting
 
 
 def detect(
@@ -132,7 +133,7 @@ def test_autocast_does_not_round_what_is_voted(dtype):
 def test_score_voting_in_parts_gives_the_same(monkeypatch):
     scores = [[0.9], [0.8], [0.4]]
     whole = detect(CROWD, scores, score_voting=True)
-    monkeypatch.setattr("retinanet_plugin.inference._VOTES_AT_ONCE", 1)
+    monkeypatch.setattr("retinanet_plugin.score_voting._VOTES_AT_ONCE", 1)
     parts = detect(CROWD, scores, score_voting=True)
     assert len(parts) > 1
     torch.testing.assert_close(parts.pred_boxes.tensor, whole.pred_boxes.tensor, rtol=0, atol=1e-4)

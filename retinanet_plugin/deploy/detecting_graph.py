@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..head import Predictions
-from ..inference import RetinaNetInference, score_voting
+from ..inference import RetinaNetInference
+from ..score_voting import score_voting
 from .exported_graph import ExportedGraph
 
 DETECTIONS = ("boxes", "scores", "classes")
