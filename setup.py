@@ -25,7 +25,7 @@ setup(
     install_requires=[
         "fvcore",  # box losses, registries
         "pyyaml",  # errors in config files
-        "jinja2",  # the page of a plan
+        "jinja2",  # the pages of plans and reports
     ],
     extras_require={
         # python -m retinanet_plugin digits
