@@ -244,6 +244,28 @@ def test_from_weights(tmp_path):
     assert again["metrics"] == numbers["metrics"]
 
 
+def test_a_damaged_image_has_no_detections(tmp_path, capsys):
+    """As evaluations have it: the others are measured, and its objects are missed."""
+    detector = write_small_detector(
+        tmp_path, str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml"), "wasps"
+    )
+    first, *others = detector.files  # the first has the one object
+    first.write_bytes(first.read_bytes()[:999])
+    weights = ("--weights", detector.weights, "--device", "cpu")
+    numbers = report(tmp_path, *weights)
+    found = json.loads((tmp_path / "report/detections.json").read_text())
+    assert {result["image_id"] for result in found} == set(range(11, 16))
+    assert numbers["errors"]["misses"] == numbers["num_boxes"] == 1
+    assert (
+        f"WARNING: left out, and its objects count as not found: the image {first} cannot be"
+        in (capsys.readouterr().err)
+    )
+    for path in others[:3]:
+        path.write_bytes(b"")
+    shutil.rmtree(tmp_path / "report")
+    assert_fails(tmp_path, "4 of 6 images of --images cannot be read", *weights)
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [

@@ -9,6 +9,7 @@ from ..config import load_config
 from ..data.annotations.coco_json import register_coco_json
 from ..data.annotations.num_classes import take_num_classes
 from ..engine.checks.startup_log import log_on_console
+from ..errors import UserError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,19 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         register_coco_json(cfg.DATASETS.COCO_JSON)
         take_num_classes(cfg, args.config_file, args.opts)
     return cfg
+
+
+def check_mostly_readable(num_bad: int, num_images: int) -> None:
+    """Refuse ``--images`` of which more than half cannot be read, all of which were told.
+
+    Raises:
+        UserError: something else is wrong than a few damaged files.
+    """
+    if 2 * num_bad > num_images:
+        raise UserError(
+            f"{num_bad:,} of {num_images:,} images of --images cannot be read (see the warnings): "
+            "replace the files, or name another folder"
+        )
 
 
 def natural_number(text: str) -> int:

@@ -22,7 +22,7 @@ from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
 from ..whole_files import refuse_existing, try_folder
-from .arguments import add_opts
+from .arguments import add_opts, check_mostly_readable
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
 _BESIDE = {"openvino": [".bin"], "detectron2": [".pth"]}  # of weights
@@ -107,7 +107,7 @@ def readable(images: list[str], most: int | None, is_readable: Callable[[str], b
     """The first ``most`` images that can be read, or all of these.
 
     Raises:
-        UserError: more than half of those that were tried cannot: something else is wrong.
+        UserError: more than half of those that were tried cannot.
     """
     found: list[str] = []
     num_bad = 0
@@ -118,11 +118,7 @@ def readable(images: list[str], most: int | None, is_readable: Callable[[str], b
             found.append(image)
         else:
             num_bad += 1
-    if num_bad > len(found):
-        raise UserError(
-            f"{num_bad:,} of {num_bad + len(found):,} images of --images cannot be read (see the "
-            "warnings): replace the files, or name another folder"
-        )
+    check_mostly_readable(num_bad, num_bad + len(found))
     return found
 
 

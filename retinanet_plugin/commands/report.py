@@ -24,6 +24,7 @@ from ..report.detections.page import write_report
 from ..report.detections.results_file import read_results, to_detections
 from ..report.detections.right_images import check_ids
 from ..whole_files import write_whole_file
+from .arguments import check_mostly_readable
 
 # What weights have found: a report that was stopped can be made from it.
 _DETECTIONS = "detections.json"
@@ -120,10 +121,20 @@ def _detect(args: argparse.Namespace, truth: Truth) -> Detections:
     id_of = _category_ids(predictor.class_names, truth, args)
     results: list[dict[str, Any]] = []
     paths = [image["file_name"] for image in truth.images]
-    found = tqdm(predictor.stream(paths), total=len(paths), unit=" images", file=sys.stderr)
+    found = tqdm(
+        predictor.stream(paths),
+        total=len(paths),
+        unit=" images",
+        file=sys.stderr,
+        delay=0,  # else tqdm.write shows a bar whose line is not ended, if it closes soon
+    )
+    num_bad = 0
     for image, instances in zip(truth.images, found):
         if isinstance(instances, UserError):
-            raise instances
+            num_bad += 1
+            told = f"WARNING: left out, and its objects count as not found: {instances}"
+            tqdm.write(told, file=sys.stderr)
+            continue
         for detection in instances_to_coco_json(instances, image["image_id"]):
             class_id = detection["category_id"]
             if class_id >= len(id_of):
@@ -132,6 +143,7 @@ def _detect(args: argparse.Namespace, truth: Truth) -> Detections:
                     "annotation file that goes with the weights"
                 )
             results.append({**detection, "category_id": id_of[class_id]})
+    check_mostly_readable(num_bad, len(paths))
     name = os.path.basename(args.weights)
     detections = to_detections(results, truth, f"the detections of {args.weights}", name)
     path = os.path.join(args.output, _DETECTIONS)
