@@ -101,7 +101,8 @@ def _add_matching(retinanet: CfgNode) -> None:
 def _add_execution(retinanet: CfgNode) -> None:
     """Keys of how a model runs."""
     # Backbone and head compute in bfloat16 (8 significant bits) under autocast, in training and
-    # inference; weights, losses, matching and decoding stay float32.
+    # inference, on devices that have instructions for it; weights, losses, matching and decoding
+    # stay float32.
     retinanet.BFLOAT16 = False
     # Images, features and weights in torch.channels_last; results differ by rounding alone.
     retinanet.CHANNELS_LAST = False

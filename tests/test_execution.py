@@ -1,7 +1,9 @@
 """How backbone and head are run: precision, layout, compilation; all keep the names of weights."""
 
 import copy
+import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retinanet_plugin import UserError
 from retinanet_plugin.config import check_config
-from retinanet_plugin.execution import Execution
+from retinanet_plugin.execution import Execution, bfloat16
 from retinanet_plugin.execution.cpu_conv import context
 
 SWITCHES = ("BFLOAT16", "CHANNELS_LAST", "COMPILE")
@@ -127,6 +129,48 @@ def test_fast_convolutions_are_for_processors_that_gain(
     assert bool(fast_cpu_conv) == gains
 
 
+@pytest.fixture
+def has_bfloat16(monkeypatch):
+    """A processor with instructions for it, whatever this one has."""
+    monkeypatch.setattr(bfloat16, "PROCESSOR_HAS_BFLOAT16", True)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags: avx2 amx_bf16 amx_tile\n", True),
+        ("flags: fpu avx2 avx512f avx512_vnni\nvmx flags: vnmi\n", False),
+        ("flags: fpu avx2\n", False),
+        ("", True),  # of another system: as it was asked for
+    ],
+)
+def test_processors_with_bfloat16(cpuinfo, expected):
+    assert bfloat16.processor_has_bfloat16(cpuinfo) is expected
+
+
+@pytest.mark.parametrize(("major", "expected"), [(7, False), (8, True), (9, True)])
+def test_gpus_with_bfloat16(major, expected, monkeypatch):
+    properties = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert bfloat16.has_bfloat16(torch.device("cuda", 1)) is expected
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(small_cfg, monkeypatch, caplog):
+    monkeypatch.setattr(bfloat16, "PROCESSOR_HAS_BFLOAT16", False)
+    with caplog.at_level(logging.INFO, "detectron2"):
+        exact, model = build_switched(small_cfg, "BFLOAT16")
+    assert "computes in float32, in spite of MODEL.RETINANET.BFLOAT16" in caplog.text
+    batch = make_batch(5)
+    assert_equal_training(train_step(model, batch), train_step(exact, batch))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):  # a caller's stays
+        assert predict(model, images)[0][0].dtype == torch.bfloat16
+    assert predict(model, images)[0][0].dtype == torch.float32
+
+
+@pytest.mark.usefixtures("has_bfloat16")
 def test_bfloat16_is_autocast_of_stocks_backbone_and_head(small_cfg):
     model, stock = build_pair(switched(small_cfg, "BFLOAT16"))
     images = torch.rand(2, 3, 96, 128)
@@ -140,6 +184,7 @@ def test_bfloat16_is_autocast_of_stocks_backbone_and_head(small_cfg):
             assert torch.equal(level, wanted)
 
 
+@pytest.mark.usefixtures("has_bfloat16")
 def test_bfloat16_trains_as_float32_does(small_cfg):
     exact, model = build_switched(small_cfg, "BFLOAT16")
     batch = make_batch(5)
@@ -175,6 +220,7 @@ def test_bfloat16_learns_from_narrow_images_on_a_cpu(small_cfg, width, pyramid):
             torch.testing.assert_close(p.grad, wanted.grad, rtol=0, atol=0.02 * scale)
 
 
+@pytest.mark.usefixtures("has_bfloat16")
 def test_bfloat16_scores_as_float32_does(small_cfg):
     exact, model = build_switched(small_cfg, "BFLOAT16")
     batch = make_batch(5)
@@ -186,6 +232,7 @@ def test_bfloat16_scores_as_float32_does(small_cfg):
         torch.testing.assert_close(found.scores[best], wanted.scores[best], rtol=0, atol=0.03)
 
 
+@pytest.mark.usefixtures("has_bfloat16")
 @pytest.mark.parametrize("grad", [True, False])
 def test_bfloat16_casts_a_weight_of_the_head_once_for_all_levels(small_cfg, grad):
     model = build_model(switched(small_cfg, "BFLOAT16"))

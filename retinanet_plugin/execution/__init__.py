@@ -1,14 +1,22 @@
 """How backbone and head are run: precision, memory layout, algorithms of a CPU, compilation."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
+from .bfloat16 import has_bfloat16
 from .cpu_conv import fast_convolutions
+
+_IN_FLOAT32 = (
+    "the model computes in float32, in spite of MODEL.RETINANET.BFLOAT16: this device has no "
+    "instructions for bfloat16, which would be slower"
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,8 @@ class Execution:
     ``bfloat16``: convolutions, under :class:`torch.autocast`, read images, features and weights
     that are rounded to bfloat16 (8 significant bits) and return bfloat16; so do their gradients.
     Weights and their gradients are kept in float32, and what follows the head computes in float32.
-    Unlike float16, bfloat16 has the range of float32: no loss scaling is needed.
+    Unlike float16, bfloat16 has the range of float32: no loss scaling is needed. A device without
+    instructions for it, which would only be slower, computes in float32.
 
     ``channels_last``: images, features and weights of convolutions lie in memory as (N, H, W, C).
     Other kernels then add the same numbers in another order: results differ by rounding alone.
@@ -43,6 +52,8 @@ class Execution:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Execution":
         retinanet = cfg.MODEL.RETINANET
+        if retinanet.BFLOAT16 and not has_bfloat16(torch.device(cfg.MODEL.DEVICE)):
+            log_first_n(logging.INFO, _IN_FLOAT32, name="detectron2.execution")
         return cls(
             bfloat16=retinanet.BFLOAT16,
             channels_last=retinanet.CHANNELS_LAST,
@@ -68,12 +79,14 @@ class Execution:
         """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with self._precision(images.device.type), self._algorithms(images, modules):
+        with self._precision(images.device), self._algorithms(images, modules):
             yield images
 
-    def _precision(self, device_type: str) -> AbstractContextManager:
+    def _precision(self, device: torch.device) -> AbstractContextManager:
+        if self.bfloat16 and has_bfloat16(device):
+            return torch.autocast(device.type, torch.bfloat16)
         # Not autocast(enabled=False), which would end the autocast of a caller.
-        return torch.autocast(device_type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        return nullcontext()
 
     def _algorithms(self, images: Tensor, modules: tuple[nn.Module, ...]) -> AbstractContextManager:
         if self.compile:
