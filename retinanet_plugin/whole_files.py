@@ -65,6 +65,23 @@ def try_folder(folder: str) -> None:
         os.makedirs(os.path.join(trial, below), exist_ok=True)  # each name is one that may be
 
 
+def check_writable(folder: str) -> None:
+    """
+    Args:
+        folder: need not be there.
+
+    Raises:
+        UserError: files cannot be written into it, which is better known before the work.
+    """
+    try:
+        try_folder(os.path.abspath(folder))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"the folder {folder} cannot be written to ({reason}): name another"
+        ) from error
+
+
 def refuse_existing(*paths: str) -> None:
     """
     Raises:

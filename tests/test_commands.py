@@ -53,6 +53,8 @@ def test_digits_into_a_folder_with_files_is_one_sentence(tmp_path):
     (tmp_path / "mine.txt").write_text("notes")
     with pytest.raises(SystemExit, match=rf"error: {tmp_path} has files, such as mine\.txt: name"):
         main(["digits", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: the folder /sys/digits cannot be written to"):
+        main(["digits", "/sys/digits"])  # root may, and cannot
 
 
 def test_figures_of_an_untrained_model_are_refused(data_opts):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from conftest import ROOT, make_batch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 import train_net
-from retinanet_plugin import UserError
+from retinanet_plugin import UserError, add_retinanet_config
 from retinanet_plugin.losses import SigmoidLoss
+from retinanet_plugin.weights.building import check_model
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
 
@@ -195,6 +197,14 @@ def test_empty_sections(error_of, tmp_path, text, message):
 )
 def test_keys_that_build_no_model(error_of, key, value, message):
     assert message in error_of(key, value)
+
+
+def test_a_model_of_another_kind():
+    cfg = get_cfg()
+    add_retinanet_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "ProposalNetwork", "cpu"
+    with pytest.raises(UserError, match="is ProposalNetwork, whose model has no anchor_generator"):
+        check_model(cfg)
 
 
 def test_batch_that_processes_cannot_share(error_of):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 from retinanet_plugin import Predictor
 from retinanet_plugin.__main__ import main
 from retinanet_plugin.deploy.formats import file_names, write_csv, write_yolo
+from retinanet_plugin.deploy.journal import Journal
 from retinanet_plugin.deploy.tiles import best_of_shared, detect_in_tiles
 from retinanet_plugin.deploy.videos import Camera, Video, frames_of, mean_rate, open_video
 from retinanet_plugin.errors import UserError
@@ -493,6 +495,22 @@ with open(sys.argv[1], "r+b") as file:
             predict(detector, detector.files[0], "--output", tmp_path)
     finally:
         other.communicate()
+
+
+def test_without_room_what_is_noted_stays(tmp_path):
+    found = Instances((8, 8), scores=torch.ones(1), pred_classes=torch.zeros(1, dtype=torch.long))
+    found.pred_boxes = Boxes(torch.ones(1, 4))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal = Journal(str(tmp_path), {}, ["a", "b"])
+    journal.add("a", None, found)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(journal.path) + 5, limits[1]))
+    try:
+        with journal, pytest.raises(UserError, match=r"jsonl could not be .* same command goes on"):
+            journal.add("b", None, found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Journal(str(tmp_path), {}, ["a", "b"]) as journal:
+        assert journal.done() == {("a", None)}
 
 
 @pytest.mark.parametrize("given", ["1.5", "50", "-1", "nan", "half"])

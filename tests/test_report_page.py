@@ -315,9 +315,9 @@ def test_what_is_odd_in_the_truth_is_told(place, capsys):
     assert "area 1e+06, more than it can hold" in capsys.readouterr().err
 
 
-def assert_fails(place, message, *args):
+def assert_fails(place, message, *args, output="report"):
     with pytest.raises(SystemExit, match=message) as ended:
-        report(place, *args)
+        report(place, *args, output=output)
     assert ended.value.code.startswith("error: ")
     assert "\n" not in ended.value.code
 
@@ -335,5 +335,6 @@ def test_other_mistakes(place):
     (place / "report/notes.txt").write_text("mine")
     assert_fails(place, r"report has files, such as notes\.txt: name a new folder")
     assert (place / "report/notes.txt").read_text() == "mine"
+    assert_fails(place, "the folder /sys/r cannot be written to", output="/sys/r")
     write(place / "report/detections.json", RESULTS)
     assert_fails(place, rf": give --results {place}/report/detections.json and a new folder")

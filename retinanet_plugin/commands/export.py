@@ -21,7 +21,7 @@ from ..deploy.pictures import Preprocessing, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
-from ..whole_files import refuse_existing, try_folder
+from ..whole_files import check_writable, refuse_existing
 from .arguments import add_opts, check_mostly_readable
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
@@ -165,21 +165,7 @@ def _checked(args: argparse.Namespace) -> list[str]:
         raise UserError("--int8 takes the ranges of values from images: give --images FOLDER")
     if args.truth and not args.images:
         raise UserError("--truth has the objects of images: give --images FOLDER as well")
-    _check_writable(os.path.dirname(args.output) or ".")
+    check_writable(os.path.dirname(args.output) or ".")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images} is no folder: name the one that has the images")
     return images_in(args.images) if args.images else []
-
-
-def _check_writable(folder: str) -> None:
-    """
-    Raises:
-        UserError: files cannot be written there, which is better known before the work.
-    """
-    try:
-        try_folder(os.path.abspath(folder))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"the folder {folder} cannot be written to ({reason}): name another"
-        ) from error

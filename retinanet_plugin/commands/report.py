@@ -23,7 +23,7 @@ from ..report.detections.evaluation import evaluate
 from ..report.detections.page import write_report
 from ..report.detections.results_file import read_results, to_detections
 from ..report.detections.right_images import check_ids
-from ..whole_files import write_whole_file
+from ..whole_files import check_writable, write_whole_file
 from .arguments import check_mostly_readable
 
 # What weights have found: a report that was stopped can be made from it.
@@ -87,6 +87,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     kept = os.path.join(args.output, _DETECTIONS)
     has_kept = os.path.isfile(kept)
     check_new_folder(args.output, f"give --results {kept} and a new folder" if has_kept else "")
+    check_writable(args.output)
 
 
 def _check_images(args: argparse.Namespace, truth: Truth) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 from ..new_folders import check_new_folder
+from ..whole_files import check_writable
 
 IMAGE_SIZE = 160
 # The longer side of a digit, pixels.
@@ -39,9 +40,10 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
         num_images: images of ``train`` and ``val``; None: ``NUM_IMAGES``.
 
     Raises:
-        UserError: ``output`` has files.
+        UserError: ``output`` has files, or cannot be written to.
     """
     check_new_folder(output)
+    check_writable(output)
     num_images = num_images or NUM_IMAGES
     glyphs, labels, photographs = _load_sources()
     order = np.random.default_rng(seed).permutation(len(glyphs))

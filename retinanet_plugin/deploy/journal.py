@@ -1,5 +1,6 @@
 """What a run of ``predict`` has found so far, so that another one goes on from there."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -69,14 +70,19 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of the rest of a record for which there was no room
+            self._file.close()
 
     def done(self) -> set[tuple[str, int | None]]:
         """Path and frame of each image that is done."""
         return {(record["path"], record["frame"]) for record in self.records}
 
     def add(self, path: str, frame: int | None, found: Instances) -> None:
-        """Note what was found in an image."""
+        """Note what was found in an image.
+
+        Raises:
+            UserError: there is no room.
+        """
         height, width = found.image_size
         detections = instances_to_coco_json(found, 0)
         for detection in detections:
@@ -89,8 +95,14 @@ class Journal:
             "stamp": stamp_of(path),
             "detections": detections,
         }
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path} could not be written ({error.strerror or error}): make room, and the "
+                "same command goes on"
+            ) from error
         self.records.append(record)
 
     def take_in_parts(self) -> None:

@@ -17,7 +17,8 @@ def check_model(cfg: CfgNode) -> nn.Module:
     """Build the model: that takes a second, and its parts say what does not fit.
 
     Raises:
-        UserError: a part is not registered, or cannot be built with these keys.
+        UserError: a part is not registered, or cannot be built with these keys; or the model is of
+            another kind.
     """
     model = cfg.MODEL
     build = registered(META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
@@ -39,7 +40,13 @@ def check_model(cfg: CfgNode) -> nn.Module:
         raise UserError(
             f"the model cannot be built from the keys under MODEL ({reason}): correct them"
         ) from error
-    if getattr(built.anchor_generator, "box_dim", 4) != 4:
+    generator = getattr(built, "anchor_generator", None)
+    if generator is None:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE}, whose model has no "
+            "anchor_generator and is no RetinaNet: give the config of one, or set ModularRetinaNet"
+        )
+    if getattr(generator, "box_dim", 4) != 4:
         raise UserError(
             f"MODEL.ANCHOR_GENERATOR.NAME is {anchor_generator}, whose anchors are no (x1, y1, x2, "
             "y2): set DefaultAnchorGenerator"
