@@ -1,5 +1,6 @@
 """python -m retinanet_plugin export: each format detects what PyTorch does."""
 
+import importlib.util
 import json
 import math
 import re
@@ -455,6 +456,29 @@ def test_mistakes_are_sentences(args, sentence, detector, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
         export(kind, detector.weights, tmp_path / output, *more)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "missing"),
+    [
+        (["onnx", "model.onnx"], ["onnxscript", "onnxruntime"]),
+        (["openvino", "model.xml", "--int8", "--images", "."], ["nncf"]),
+    ],
+)
+def test_missing_packages_are_named_before_the_work(args, missing, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+
+    def find_others(name, *rest):
+        known = "json" if name in ("onnx", "openvino") else name  # wherever this runs
+        return None if name in missing else find(known, *rest)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_others)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("image.png")
+    kind, output, *more = args
+    # Of weights that are not there.
+    with pytest.raises(SystemExit, match=f"error: .* packages: pip install {' '.join(missing)}$"):
+        export(kind, tmp_path / "none.pth", tmp_path / output, *more)
 
 
 def test_what_does_not_detect_the_same_is_not_left(detector, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..deploy import Predictor
 from ..deploy.comparison import compare
 from ..deploy.exported_network import RUNNERS
-from ..deploy.exports import write_onnx, write_openvino, write_program
+from ..deploy.exports import check_packages, write_onnx, write_openvino, write_program
 from ..deploy.formats import Ids
 from ..deploy.pictures import Preprocessing, images_in
 from ..deploy.plain_detectron2 import write_detectron2
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     images = _checked(args)
+    check_packages(args.format, args.int8)
     config, weights = args.config, args.weights
     if config:
         cfg, class_names = read_config(config, weights, args.opts)

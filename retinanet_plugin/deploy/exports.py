@@ -1,6 +1,7 @@
 """Writing a network as ONNX, as a program of PyTorch, or for OpenVINO."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -21,6 +22,20 @@ from .exported_network import NOTES, import_openvino, in_a_thread
 from .pictures import Source
 from .torch_network import TorchNetwork
 
+# What each format is written by, and run to compare it with the network.
+_PACKAGES = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"]}
+
+
+def check_packages(file_format: str, has_8_bits: bool) -> None:
+    """
+    Raises:
+        UserError: a package is missing, which is better known before the work.
+    """
+    names = [*_PACKAGES.get(file_format, ()), *(["nncf"] if has_8_bits else ())]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"this export needs packages: pip install {' '.join(missing)}")
+
 
 def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
     """Write an ``.onnx`` file whose metadata have what :func:`describe` says.
@@ -34,7 +49,7 @@ def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
     """
     graph = exported_graph(network)
     (images,), shapes = dynamic_input(graph)
-    with _in_peace("onnx, onnxscript"):
+    with _in_peace("onnx onnxscript"):
         import onnx
 
         if nms:
@@ -131,7 +146,7 @@ def write_openvino(network: TorchNetwork, path: str, calibration: Sequence[Sourc
     """
     graph = exported_graph(network)
     example, shapes = dynamic_input(graph)
-    with _in_peace("openvino, nncf"), torch.no_grad():
+    with _in_peace("openvino nncf"), torch.no_grad():
         openvino = import_openvino()
         program = torch.export.export(graph, example, dynamic_shapes=shapes)
         model = openvino.convert_model(program)
