@@ -38,7 +38,7 @@ lint:  ## set up and run ruff and mypy
 benchmark:  ## time this package beside Detectron2's RetinaNet and torchvision's
 setup:  ## only set up: everything goes into .venv; PYTHON=python3.13 for another Python
 lock:  ## write requirements*.txt anew from requirements*.in
-clean:  ## remove all that these targets made
+clean:  ## remove environments, caches, and the demo; your own datasets/ and output/ stay
 
 # A recipe, or make would say that there is nothing to do.
 setup: $(VENV)/.ready
@@ -105,4 +105,5 @@ lock: setup
 	$(LOCK) --python-platform x86_64-manylinux_2_28 requirements-0.6.in -o requirements-0.6.txt
 
 clean:
-	rm -rf $(VENV) $(VENV_06) datasets output build *.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(VENV_06) $(DIGITS) $(DIGITS_OUTPUT) build *.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
