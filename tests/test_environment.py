@@ -28,3 +28,18 @@ def test_without_assertions_a_model_trains_in_a_loop_of_its_own(clean_env):
     command = [sys.executable, "-O", "-c", BUILD + TRAIN]
     ran = subprocess.run(command, cwd=ROOT, env=clean_env, capture_output=True, text=True)
     assert ran.stdout.split() == ["loss_cls", "loss_box_reg"], ran.stderr
+
+
+def test_closed_streams_are_replaced(clean_env):
+    """As a daemon has them; the first file that is opened then would be number 1 or 2."""
+    code = """
+import os, sys
+from retinanet_plugin.engine import keep_console_readable
+keep_console_readable()
+print("said", sys.stderr.isatty(), file=sys.stderr)
+free = os.open(os.devnull, os.O_RDONLY)
+os._exit(7 if free > 2 and not sys.stdout.isatty() else 1)
+"""
+    close = 'exec "$@" 1>&- 2>&-'
+    command = ["sh", "-c", close, "sh", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=ROOT, env=clean_env).returncode == 7

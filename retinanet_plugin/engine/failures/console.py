@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -78,6 +79,7 @@ def keep_console_readable() -> None:
 
     For the rest of the process: some come as late as when Python ends.
     """
+    _replace_closed_streams()
     keep_warnings_off_the_console()
     # What is logged and raised again is told once, at the end.
     for name in ("detectron2.engine.train_loop", "detectron2.engine.launch"):
@@ -90,6 +92,22 @@ def keep_console_readable() -> None:
     threading.excepthook = lambda failed: _note(failed.exc_value, "a thread failed")
     sys.unraisablehook = lambda failed: _note(failed.exc_value, "something was not ended properly")
     logging.Handler.handleError = _leave_out  # type: ignore[method-assign, assignment]
+
+
+def _replace_closed_streams() -> None:
+    """Python has None for what a shell or a daemon has closed, which libraries do not expect.
+
+    And the next file that is opened, a checkpoint perhaps, would take its number, and get what
+    libraries print.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(nowhere, "w"))
 
 
 def _tell_and_exit(error: BaseException) -> NoReturn:
