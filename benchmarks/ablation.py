@@ -84,11 +84,15 @@ def row_of(keys: dict[str, Any], data: str, folder: str, device: str) -> Row:
 
 
 def evaluate(trainer: Trainer) -> Scores:
-    """AP of the averaged weights, and of the weights with score voting."""
-    trainer.checkpointer.model.inference.score_voting = True
-    voted = Trainer.test(trainer.cfg, trainer.model)
-    averaged = trainer._last_eval_results["averaged"]
-    return {"averaged": scores_of(averaged)["AP"], "voted": scores_of(voted)["AP"]}
+    """AP of the averaged weights, and with score voting. Of SWA, whose rate does not fall, the
+    averaged weights are those that count."""
+    averaged = scores_of(trainer._last_eval_results["averaged"])
+    is_swa = trainer.cfg.SOLVER.WEIGHT_AVERAGE.NAME == "swa"
+    model = trainer._average.model if is_swa else trainer.checkpointer.model
+    model.inference.score_voting = True
+    voted = scores_of(Trainer.test(trainer.cfg, model))
+    counting = averaged if is_swa else {}
+    return {**counting, "averaged": averaged["AP"], "voted": voted["AP"]}
 
 
 def scores(trials: Trials, row: str, key: str) -> list[float]:
