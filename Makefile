@@ -40,9 +40,8 @@ setup:  ## only set up: everything goes into .venv; PYTHON=python3.13 for anothe
 lock:  ## write requirements*.txt anew from requirements*.in
 clean:  ## remove environments, caches, and the demo; your own datasets/ and output/ stay
 
-# A recipe, or make would say that there is nothing to do.
 setup: $(VENV)/.ready
-	@:
+	@echo "$(VENV) is ready: source $(VENV)/bin/activate"
 
 $(VENV)/.ready: requirements.txt requirements-detectron2.txt setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH: install Python 3.10 or newer, and name it with PYTHON=..."; exit 1; }

@@ -1,4 +1,4 @@
-"""``python -m retinanet_plugin COMMAND``: what people run besides training."""
+"""What people run besides training (train_net.py). COMMAND --help describes one command."""
 
 import argparse
 import signal

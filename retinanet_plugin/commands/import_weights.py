@@ -1,4 +1,4 @@
-"""Weights of torchvision and mmdetection as a model of this package, with the same detections.
+"""Turn weights of torchvision or mmdetection into a model of this package that detects the same.
 
 torchvision: retinanet_resnet50_fpn and its v2, also as DeepForest has them. mmdetection: RetinaNet.
 backbone: a ResNet for classification, of torchvision or timm, to train a detector from. OUTPUT gets

@@ -1,4 +1,4 @@
-"""Detect in images, folders, globs, videos and of cameras, and write what is found.
+"""Detect in images, folders, globs, videos and the frames of a camera, and write what is found.
 
 A run that was stopped goes on where it was. A file that cannot be read is named and left out, and
 the exit status is 1. Frames of a camera are kept in FOLDER, until Ctrl-C.
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     name_records(records)
     _write(args, records, predictor.class_names, inputs.videos, ids)
     count = sum(len(record["detections"]) for record in records)
-    print(f"{count:,} detections in {len(records):,} images: {args.output}")
+    print(f"{count:,} detections in {len(records):,} images, written to {args.output}")
     if unreadable:
         raise UserError(
             f"{len(unreadable)} of {len(inputs.paths)} files could not be read, or not to the end, "

@@ -40,7 +40,7 @@ def choose_views(facts: DatasetFacts, short_edge: int) -> list[Choice]:
     reason = (
         "squares of images that are so many times as large as fits the square, and objects "
         f"{_SCALES[0]:g} to {_SCALES[1]:g} times as large as in evaluation: none is seen twice "
-        "alike, so that few are not learned by heart"
+        "alike, so that they are not learned by heart"
     )
     return [
         Choice("INPUT.MIN_SIZE_TRAIN", [short_edge], "the edge of the squares"),

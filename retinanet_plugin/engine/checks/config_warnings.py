@@ -172,7 +172,7 @@ def _solver_warnings(cfg: CfgNode) -> Iterator[str]:
     if solver.WARMUP_ITERS > solver.MAX_ITER:
         yield (
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, above SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}: SOLVER.BASE_LR is never reached"
+            f"{solver.MAX_ITER}: SOLVER.BASE_LR is never reached; lower the warmup"
         )
     if solver.BASE_LR > 1:
         yield f"SOLVER.BASE_LR is {solver.BASE_LR}, with which training probably diverges"
