@@ -63,12 +63,13 @@ def keep_warnings_off_the_console() -> None:
 
     That is: warnings of deprecated functions, unless a file of the user's own calls them, and those
     of other processes than the first; that a PyTorch for GPUs finds none, and ends the processes
-    beside one that failed. Other warnings are in ``log.txt``, too.
+    beside one that failed. Other warnings are in ``log.txt``, too, and on the console once.
     """
     for name in ("py.warnings", "torch.utils.cpp_extension", "torch.multiprocessing.spawn"):
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers[:] = False, [for_the_log]
     shown = warnings.showwarning
+    told: set[str] = set()  # each loader of a training gives the same one
 
     def show(
         message: Warning | str,
@@ -86,7 +87,9 @@ def keep_warnings_off_the_console() -> None:
             category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
         ) or _DEPRECATED.search(str(message))
         is_shown = is_first_process() and (not is_old or is_of_a_user(files))
-        if file is not None or is_shown:
+        is_repeated = str(message) in told
+        told.add(str(message))
+        if file is not None or (is_shown and not is_repeated):
             shown(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
