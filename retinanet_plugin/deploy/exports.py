@@ -34,7 +34,11 @@ def check_packages(file_format: str, has_8_bits: bool) -> None:
     names = [*_PACKAGES.get(file_format, ()), *(["nncf"] if has_8_bits else ())]
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"this export needs packages: pip install {' '.join(missing)}")
+        raise _without(*missing)
+
+
+def _without(*packages: str) -> UserError:
+    return UserError(f"this export needs packages: pip install {' '.join(packages)}")
 
 
 def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
@@ -49,7 +53,7 @@ def write_onnx(network: TorchNetwork, path: str, nms: bool = False) -> None:
     """
     graph = exported_graph(network)
     (images,), shapes = dynamic_input(graph)
-    with _in_peace("onnx onnxscript"):
+    with _in_peace("onnx", "onnxscript"):
         import onnx
 
         if nms:
@@ -146,7 +150,7 @@ def write_openvino(network: TorchNetwork, path: str, calibration: Sequence[Sourc
     """
     graph = exported_graph(network)
     example, shapes = dynamic_input(graph)
-    with _in_peace("openvino nncf"), torch.no_grad():
+    with _in_peace("openvino", "nncf"), torch.no_grad():
         openvino = import_openvino()
         program = torch.export.export(graph, example, dynamic_shapes=shapes)
         model = openvino.convert_model(program)
@@ -195,7 +199,7 @@ def _quantized(model: Any, network: TorchNetwork, divisor: int, images: Sequence
 
 
 @contextlib.contextmanager
-def _in_peace(packages: str) -> Iterator[None]:
+def _in_peace(*packages: str) -> Iterator[None]:
     """Without what exporters tell their developers, and with what goes wrong as a sentence."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
     levels = [logger.level for logger in loggers]
@@ -206,7 +210,7 @@ def _in_peace(packages: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except ImportError as error:
-        raise UserError(f"this export needs packages: pip install {packages}") from error
+        raise _without(*packages) from error
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
