@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from conftest import ROOT
 
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
+from retinanet_plugin.data.loading.loader_workers import leave_signals_to_main_process
 from retinanet_plugin.engine import Trainer, stop_signals
 from retinanet_plugin.engine.signals import (
     Stopped,
@@ -190,6 +192,30 @@ def test_workers_leave_signals_to_the_main_process(cfg):
     workers[0].terminate()  # by the main process
     workers[0].join(10)
     assert not workers[0].is_alive()
+
+
+class SharedTensors(torch.utils.data.Dataset):
+    """A tensor, and the address of the worker's thread that hands tensors over."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        address, _ = multiprocessing.reduction.DupFd(1)._id
+        return torch.zeros(1), address
+
+
+def test_workers_say_nothing_when_the_main_process_leaves_in_the_middle_of_a_tensor(capfd):
+    loader = torch.utils.data.DataLoader(
+        SharedTensors(), num_workers=1, worker_init_fn=leave_signals_to_main_process,
+        collate_fn=lambda batch: batch[0], multiprocessing_context="fork", prefetch_factor=1,
+    )  # fmt: skip
+    batches = iter(loader)
+    _, address = next(batches)
+    with socket.socket(socket.AF_UNIX) as leaving:
+        leaving.connect(address)
+    next(batches)  # the same thread hands it over after it has met the lost connection
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("program", "is_quiet"), [("-m", True), ("train.py", False)])

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from types import TracebackType
 
 
 def leave_signals_to_main_process(worker_id: int = 0) -> None:
@@ -15,6 +17,7 @@ def leave_signals_to_main_process(worker_id: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_by_main_process, daemon=True).start()
+    sys.excepthook = _report_unless_main_process_left
 
 
 def _end_by_main_process() -> None:
@@ -22,3 +25,11 @@ def _end_by_main_process() -> None:
     while main is None or signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
         pass
     os._exit(0)
+
+
+def _report_unless_main_process_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Tensors are handed over by a thread; one that the main process takes as it ends is lost."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
