@@ -18,9 +18,10 @@ from retinanet_plugin.commands.new import duration
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.planning.choice import Machine, StepCost
 from retinanet_plugin.data.planning.intake import take_in
-from retinanet_plugin.data.planning.network import choose_network
+from retinanet_plugin.data.planning.network import PRECISION, choose_network
 from retinanet_plugin.data.planning.plan import Wishes
-from retinanet_plugin.engine.step_cost import measure_step
+from retinanet_plugin.engine import step_cost
+from retinanet_plugin.engine.step_cost import measure_machine, measure_step
 from retinanet_plugin.errors import UserError
 
 
@@ -102,6 +103,16 @@ def test_costs_are_measured(tmp_path):
     assert 0 <= cost.loading_seconds < cost.seconds < 60
     assert 0 < cost.eval_seconds < 60
     assert not (tmp_path / "plan/output").exists()
+
+
+def test_another_program_for_a_moment_is_no_gain_of_bfloat16(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data", 4)
+    named = new._name_data(intake := take_in(data, None), str(tmp_path / "plan"))
+    cfg = new._draft([*named, *choose_network("cpu", "")], Wishes(60.0), intake)
+    facts, *_ = new._checked(cfg)
+    costs = iter([4.0, 0.6, 1.2, 0.7])
+    monkeypatch.setattr(step_cost, "measure_step", lambda *_, **__: StepCost(next(costs), 0.0, 0.0))
+    assert measure_machine(cfg, facts, PRECISION).bfloat16_gain == pytest.approx(2.0)
 
 
 SETS = {
