@@ -147,6 +147,9 @@ def _add_training(cfg: CfgNode) -> None:
     # so many times the rate of the next one.
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.LAYER_DECAY = 1.0
+    # Of LR_SCHEDULER_NAME "WarmupStableDecayLR": over this share of the iterations, the last ones,
+    # the rate falls to 0.
+    cfg.SOLVER.DECAY_SHARE = 0.3
     # "ema" or "swa": a moving average of the weights, or the mean of those of every PERIOD-th
     # iteration after START; evaluated and saved beside them.
     cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0, "PERIOD": 1})

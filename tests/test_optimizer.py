@@ -1,12 +1,14 @@
-"""Optimizers: which parameters get which rates; trainings with them are resumed exactly."""
+"""Optimizers and schedules: which parameters get which rates, and when; resumed exactly."""
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler as stock_lr_scheduler
 from detectron2.solver import build_optimizer as stock_optimizer
 from detectron2.utils.env import seed_all_rng
 
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.learning_rate import build_lr_scheduler
 from retinanet_plugin.engine.optimizer import build_optimizer, with_layer_decay
 from retinanet_plugin.errors import UserError
 
@@ -73,6 +75,35 @@ def test_stages_of_a_network_of_timm(small_cfg):
     assert of[model.head.cls_score.weight] == 1
 
 
+def rate_of_iterations(cfg, build):
+    """The learning rate of each iteration."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=cfg.SOLVER.BASE_LR)
+    schedule, found = build(cfg, optimizer), []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])
+def test_schedules_of_detectron2_are_its_own(small_cfg, name):
+    small_cfg.SOLVER.update(LR_SCHEDULER_NAME=name, MAX_ITER=30, STEPS=(20, 25), WARMUP_ITERS=5)
+    mine = rate_of_iterations(small_cfg, build_lr_scheduler)
+    assert mine == rate_of_iterations(small_cfg, stock_lr_scheduler)
+
+
+def test_a_rate_that_stays_and_then_falls_to_0(small_cfg):
+    small_cfg.SOLVER.update(LR_SCHEDULER_NAME="WarmupStableDecayLR", BASE_LR=0.8, MAX_ITER=10)
+    small_cfg.SOLVER.update(DECAY_SHARE=0.4, WARMUP_ITERS=2, WARMUP_FACTOR=0.5)
+    expected = [0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2]
+    assert rate_of_iterations(small_cfg, build_lr_scheduler) == pytest.approx(expected)
+    small_cfg.SOLVER.update(DECAY_SHARE=1.0, WARMUP_ITERS=0)
+    expected = [0.8 * (1 - i / 10) for i in range(10)]
+    assert rate_of_iterations(small_cfg, build_lr_scheduler) == pytest.approx(expected)
+
+
 def test_errors_are_sentences(small_cfg, model):
     small_cfg.SOLVER.OPTIMIZER = "Lion"
     with pytest.raises(UserError, match=r"SOLVER.OPTIMIZER is 'Lion': choose one of SGD, AdamW"):
@@ -82,12 +113,13 @@ def test_errors_are_sentences(small_cfg, model):
         with_layer_decay([], model, 1.0, 0.5)
 
 
-def test_a_training_with_adamw_and_layer_decay_is_resumed_exactly(instant_cfg, tmp_path):
+def test_a_training_with_all_of_them_is_resumed_exactly(instant_cfg, tmp_path):
     cfg = instant_cfg
     cfg.DATASETS.TEST = ()
     cfg.SOLVER.update(
         OPTIMIZER="AdamW", LAYER_DECAY=0.7, BASE_LR=1e-3, MAX_ITER=3, CHECKPOINT_PERIOD=2
     )
+    cfg.SOLVER.update(LR_SCHEDULER_NAME="WarmupStableDecayLR", DECAY_SHARE=0.9)
 
     def weights_after_training(resume):
         seed_all_rng(1)

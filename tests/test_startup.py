@@ -41,6 +41,7 @@ WRONG = [
     ("SOLVER.WARMUP_ITERS", -1),
     ("SOLVER.WARMUP_METHOD", "exp"),
     ("SOLVER.LR_SCHEDULER_NAME", "Cosine"),
+    ("SOLVER.DECAY_SHARE", 0.0),
     ("SOLVER.CHECKPOINT_PERIOD", 0),
     ("SOLVER.CHECKPOINT_MAX_TO_KEEP", -1),
     ("SOLVER.BIAS_LR_FACTOR", -1.0),
@@ -253,6 +254,7 @@ def test_values_that_are_unusual_and_right():
         *("MODEL.RETINANET.FOCAL_LOSS_ALPHA", -1.0, "INPUT.RANDOM_FLIP", "none"),
         *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         *("DATALOADER.REPEAT_THRESHOLD", 0.5, "DATASETS.COCO_JSON", None),
+        *("SOLVER.LR_SCHEDULER_NAME", "WarmupStableDecayLR", "SOLVER.DECAY_SHARE", 1.0),
     )
     assert config_errors(cfg) == []
 

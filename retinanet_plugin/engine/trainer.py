@@ -18,6 +18,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..data.annotations.truth import coco_evaluator
@@ -38,6 +39,7 @@ from .checkpoints.file_names import FINAL_WEIGHTS, METRICS
 from .checkpoints.metrics_file import take_out_metrics
 from .ending import log_end, missed_results_in_words
 from .failures.failure_record import StepRecorder
+from .learning_rate import build_lr_scheduler
 from .optimizer import build_optimizer
 from .output_lock import only_training_in
 from .restarts import note_training
@@ -202,6 +204,11 @@ class Trainer(ResumableTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """See :func:`retinanet_plugin.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """See :func:`retinanet_plugin.engine.learning_rate.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -14,10 +14,12 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, convert_PIL_to_numpy
 from detectron2.layers import get_norm
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_optimizer
 from PIL import Image
 
+from ...config import add_retinanet_config
 from ..console_log import quiet
+from ..learning_rate import build_lr_scheduler
 from .config_values import lookup
 
 _Probe = Callable[[CfgNode], Any]
@@ -96,7 +98,7 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         training: whether the keys that only training reads count, too.
     """
     for key, probe in _ALWAYS + (_IN_TRAINING if training else ()):
-        tried = get_cfg()
+        add_retinanet_config(tried := get_cfg())
         usual, value = lookup(tried, key), lookup(cfg, key)
         # Some samplers have keys of their own, which no default config has.
         tried.DATALOADER = cfg.DATALOADER.clone()

@@ -177,6 +177,7 @@ _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("SOLVER.WARMUP_ITERS", _whole(0), _OR_OFF),
     ("SOLVER.CHECKPOINT_PERIOD", _whole(1), _ITERATIONS),
     ("SOLVER.CHECKPOINT_MAX_TO_KEEP", _whole(0), "a whole number from 0, which keeps all"),
+    ("SOLVER.DECAY_SHARE", _above(0, 1), "a number above 0, up to 1, such as 0.3"),
     ("SOLVER.LAYER_DECAY", _above(0, 1), "a number above 0, up to 1, which is off"),
     ("SOLVER.WEIGHT_AVERAGE.EMA_DECAY", _between(0, 1), "a number between 0 and 1, such as 0.999"),
     ("SOLVER.WEIGHT_AVERAGE.START", _whole(0), "a whole number of iterations from 0"),
