@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,24 @@ def test_a_checkpoint_can_be_used_by_what_the_last_lines_say(cfg, tmp_path, capl
     wanted = f"retinanet_plugin predict {weights} {images} --output {tmp_path}/predictions"
     assert wanted in detect
     assert f"retinanet_plugin export onnx {weights} {tmp_path}/model.onnx" in export
+
+
+@pytest.mark.parametrize(("last", "averaged", "better"), [(62.9, 63.1, 1), (62.9, 62.8, 0)])
+def test_the_last_lines_take_the_averaged_weights_if_they_are_better(
+    cfg, tmp_path, caplog, last, averaged, better
+):
+    files = [str(tmp_path / f"model_final{end}.pth") for end in ("", "_averaged")]
+    for file in files:
+        Path(file).touch()
+    results = {"bbox": {"AP": last}, "averaged": {"bbox": {"AP": averaged}}}
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, results, files[0])
+    done, detect, export = caplog.messages
+    assert f"weights in {files[0]}; averaged weights: AP {averaged}, in {files[1]}; where" in done
+    folder = tmp_path / "inference" / (cfg.DATASETS.TEST[0] + ["", "_averaged"][better])
+    assert f"{folder}/coco_instances_results.json" in done
+    assert f"predict {files[better]} " in detect
+    assert f"export onnx {files[better]} " in export
 
 
 def test_the_last_line_where_no_file_has_the_truth(cfg, caplog):

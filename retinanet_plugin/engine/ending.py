@@ -57,6 +57,8 @@ def missed_results_in_words(
 def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     """Say how good the model is and where its weights are, and the commands that come next.
 
+    These commands take the averaged weights where they are better.
+
     Args:
         cfg: of the run.
         results: of its last evaluation; None: there was none.
@@ -65,41 +67,47 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     if not comm.is_main_process():
         return
     ap = average_precision(results)
+    averaged = average_precision((results or {}).get(AVERAGED))
     found_nothing = ap is not None and math.isnan(ap)  # as COCO's evaluation has it
     if found_nothing:
         score = f"no detections on {cfg.DATASETS.TEST[0]}, "
     else:
         score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
-    command = "" if ap is None or found_nothing else _report_command(cfg)
-    look = f"; where it fails: {command}" if command else ""
-    checkpoint = weights
-    averaged = average_precision((results or {}).get(AVERAGED))
+    said, of_average = f"{score}weights in {weights}", False
     if averaged is not None and not math.isnan(averaged):
         path = os.path.join(cfg.OUTPUT_DIR, AVERAGED_WEIGHTS)
-        weights += f"; averaged weights: AP {averaged:.1f}, in {path}"
-    logger.info(f"done: {score}weights in {weights}{look}")
-    if checkpoint.endswith(".pth") and os.path.isfile(checkpoint):
-        name = next(iter(cfg.DATASETS.TEST), "")
-        images = (name and MetadataCatalog.get(name).get("image_root")) or "IMAGES"
-        output = os.path.join(cfg.OUTPUT_DIR, "predictions")
-        options = ["--output", output, "--format", "images"]
-        logger.info(f"detect: {_command('predict', checkpoint, images, *options)}")
-        target = os.path.join(cfg.OUTPUT_DIR, "model.onnx")
-        logger.info(f"use elsewhere: {_command('export', 'onnx', checkpoint, target)}")
+        said += f"; averaged weights: AP {averaged:.1f}, in {path}"
+        of_average = found_nothing or (ap is not None and averaged > ap)
+        weights = path if of_average else weights
+    has_detections = of_average or (ap is not None and not found_nothing)
+    command = _report_command(cfg, of_average) if has_detections else ""
+    logger.info(f"done: {said}" + (f"; where it fails: {command}" if command else ""))
+    if weights.endswith(".pth") and os.path.isfile(weights):
+        _log_uses(cfg, weights)
 
 
-def _report_command(cfg: CfgNode) -> str:
+def _log_uses(cfg: CfgNode, weights: str) -> None:
+    name = next(iter(cfg.DATASETS.TEST), "")
+    images = (name and MetadataCatalog.get(name).get("image_root")) or "IMAGES"
+    output = os.path.join(cfg.OUTPUT_DIR, "predictions")
+    options = ["--output", output, "--format", "images"]
+    logger.info(f"detect: {_command('predict', weights, images, *options)}")
+    target = os.path.join(cfg.OUTPUT_DIR, "model.onnx")
+    logger.info(f"use elsewhere: {_command('export', 'onnx', weights, target)}")
+
+
+def _report_command(cfg: CfgNode, of_average: bool) -> str:
     """Reports what was evaluated; "" where no annotation file in COCO's format says the truth."""
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") != "coco" or not json_file or not image_root:
         return ""
-    results = os.path.join(inference_folder(cfg, name), "coco_instances_results.json")
+    folder = inference_folder(cfg, name, of_average)
     options = {
         "--truth": json_file,
         "--images": image_root,
-        "--results": results,
+        "--results": os.path.join(folder, "coco_instances_results.json"),
         "--output": os.path.join(cfg.OUTPUT_DIR, "report"),
     }
     return _command("report", *(word for option in options.items() for word in option))

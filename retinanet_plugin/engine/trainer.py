@@ -184,7 +184,7 @@ class Trainer(ResumableTrainer):
         share_statistics(self._average.model)
         logger.info(f"Evaluation of the average of {self._average.num_averaged:,} weights:")
         evaluators = [
-            self.build_evaluator(self.cfg, name, f"{inference_folder(self.cfg, name)}_averaged")
+            self.build_evaluator(self.cfg, name, inference_folder(self.cfg, name, of_average=True))
             for name in self.cfg.DATASETS.TEST
         ]
         return {AVERAGED: self.test(self.cfg, self._average.model, evaluators)}

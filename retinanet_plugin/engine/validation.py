@@ -44,9 +44,14 @@ class DetectionCounter(DatasetEvaluator):
         self.top_score = max(top_scores)
 
 
-def inference_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``."""
-    return os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+def inference_folder(cfg: CfgNode, dataset_name: str, of_average: bool = False) -> str:
+    """Where the evaluation of a data set leaves its detections: ``coco_instances_results.json``.
+
+    Args:
+        of_average: those of the averaged weights.
+    """
+    name = f"{dataset_name}_averaged" if of_average else dataset_name
+    return os.path.join(cfg.OUTPUT_DIR, "inference", name)
 
 
 def share_statistics(model: nn.Module) -> None:
