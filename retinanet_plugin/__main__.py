@@ -12,7 +12,12 @@ from .engine import keep_console_readable, one_sentence_errors
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments (default: of the process) and run the command that they name."""
-    argv = sys.argv[1:] if argv is None else argv
+    with one_sentence_errors():  # also of what a command imports
+        args = _parsed(sys.argv[1:] if argv is None else argv)
+        args.run(args)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m retinanet_plugin", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
@@ -22,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             subparser.description = command.__doc__
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
-    args = parser.parse_args(argv)
-    with one_sentence_errors():
-        args.run(args)
+    return parser.parse_args(argv)
 
 
 def end_at_sigterm(number: int, frame: FrameType | None) -> None:
@@ -39,4 +42,9 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while the package was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, end_at_sigterm)
-    main()
+    try:
+        main()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left to put away
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)

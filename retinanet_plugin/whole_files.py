@@ -82,6 +82,20 @@ def check_writable(folder: str) -> None:
         ) from error
 
 
+def refuse_bytes(path: str, what: str) -> None:
+    """
+    Args:
+        what: is at ``path``, in the sentence.
+
+    Raises:
+        UserError: the path has bytes that are no text, with which libraries fail after the work.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {path!r} has a name that is not UTF-8: name another") from error
+
+
 def refuse_existing(*paths: str) -> None:
     """
     Raises:

@@ -23,14 +23,14 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from retinanet_plugin import Predictor
-from retinanet_plugin.__main__ import main
+from retinanet_plugin.__main__ import end_at_sigterm, main
 from retinanet_plugin.deploy.formats import file_names, write_csv, write_yolo
 from retinanet_plugin.deploy.journal import Journal
 from retinanet_plugin.deploy.tiles import best_of_shared, detect_in_tiles
 from retinanet_plugin.deploy.videos import Camera, Video, frames_of, mean_rate, open_video
 from retinanet_plugin.errors import UserError
 
-pytest.importorskip("supervision")
+supervision = pytest.importorskip("supervision")
 
 RECORD = {
     "path": "/a/cat.jpg", "frame": None, "name": "cat", "width": 200, "height": 100,
@@ -57,6 +57,29 @@ def looked_at(monkeypatch):
 
     monkeypatch.setattr(Predictor, "stream", noted)
     return looked_at
+
+
+@pytest.mark.parametrize(
+    ("handler", "number"),
+    [(signal.default_int_handler, signal.SIGINT), (end_at_sigterm, signal.SIGTERM)],
+)
+def test_what_is_written_at_the_end_is_written_by_one_process(
+    handler, number, detector, tmp_path, monkeypatch, capsys
+):
+    """The journal is held, and a run that is stopped then says how it goes on."""
+
+    def stopped(folder, *_):
+        lock = (
+            "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_SH | fcntl.LOCK_NB)"
+        )
+        command = [sys.executable, "-c", lock, os.path.join(folder, "detections.jsonl")]
+        assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
+        handler(number, None)
+
+    monkeypatch.setattr("retinanet_plugin.commands.predict.write_coco", stopped)
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        predict(detector, detector.files[0], "--output", tmp_path / "out")
+    assert "what is done is kept: the same command goes on\n" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ formats
@@ -249,6 +272,26 @@ def test_videos(detector, tmp_path, looked_at):
     predict(detector, path, "--output", output)
     assert len(looked_at) == 3
     assert (output / "predictions.json").read_text() == results
+
+
+def test_a_video_for_which_there_was_no_room_is_not_there(detector, tmp_path, monkeypatch):
+    """OpenCV goes on as if it wrote the rest."""
+    write_film(tmp_path / "film.mp4")
+    to_the_end = supervision.VideoSink.__exit__
+
+    def full_disk(sink, *error):
+        to_the_end(sink, *error)
+        with open(sink.target_path, "r+b") as file:
+            file.truncate(1000)
+
+    monkeypatch.setattr(supervision.VideoSink, "__exit__", full_disk)
+    given = [tmp_path / "film.mp4", "--output", tmp_path / "out", "--format", "images"]
+    with pytest.raises(SystemExit, match=r"film\.mp4 cannot be written \(no room is left\)"):
+        predict(detector, *given)
+    assert list((tmp_path / "out/videos").iterdir()) == []
+    monkeypatch.setattr(supervision.VideoSink, "__exit__", to_the_end)
+    predict(detector, *given)
+    assert [path.name for path in (tmp_path / "out/videos").iterdir()] == ["film.mp4"]
 
 
 @pytest.mark.parametrize(("code", "name"), [("VP90", "film.webm"), ("MJPG", "film.avi")])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from retinanet_plugin.__main__ import main
 from retinanet_plugin.config import load_config
 from retinanet_plugin.data.annotations.coco_json import register_coco_json
 from retinanet_plugin.data.loading.loader_workers import leave_signals_to_main_process
@@ -227,6 +228,28 @@ def test_ctrl_c_while_python_m_imports(program, is_quiet):
         "except ImportError: sys.exit(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == is_quiet
+
+
+def test_ctrl_c_while_the_module_of_a_command_is_imported(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retinanet_plugin.__main__.module_of", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["report"])
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_while_python_ends_needs_no_words(clean_env):
+    script = (
+        "import atexit, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv[1:] = ['--help']\n"
+        "runpy.run_module('retinanet_plugin', run_name='__main__')"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], env=clean_env, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, b"")
 
 
 def test_train_net_in_a_terminal(digits_entries, tmp_path, clean_env):

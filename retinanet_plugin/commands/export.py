@@ -6,11 +6,10 @@ Predictor, predict and report take the files as they take a checkpoint.
 """
 
 import argparse
-import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from ..deploy import Predictor
 from ..deploy.comparison import compare
@@ -21,7 +20,8 @@ from ..deploy.pictures import Preprocessing, images_in
 from ..deploy.plain_detectron2 import write_detectron2
 from ..deploy.torch_network import TorchNetwork, read_config, read_described
 from ..errors import UserError
-from ..whole_files import check_writable, refuse_existing
+from ..new_folders import new_files
+from ..whole_files import check_writable, refuse_bytes
 from .arguments import add_opts, check_mostly_readable
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "detectron2": ".yaml"}
@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     images = _checked(args)
     check_packages(args.format, args.int8)
+    # What was not compared, or detects something else, is not left where it could be taken.
+    with new_files(*_written_files(args)):
+        _export(args, images)
+
+
+def _export(args: argparse.Namespace, images: list[str]) -> None:
     config, weights = args.config, args.weights
     if config:
         cfg, class_names = read_config(config, weights, args.opts)
@@ -66,21 +72,20 @@ def run(args: argparse.Namespace) -> None:
     is_readable = functools.cache(functools.partial(_is_readable, Preprocessing.of(cfg)))
     compared = readable(compared, None if args.truth else _MOST_COMPARED, is_readable)
     calibrating = readable(calibrating, _MOST_CALIBRATED, is_readable) if args.int8 else []
-    with _no_file_after_errors(_written_files(args)):
-        if args.format == "detectron2":
-            write_detectron2(cfg, args.output)
-        # What is written computes in float32, and is compared with that.
-        cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
-        network = TorchNetwork(cfg, class_names)
-        if args.format == "onnx":
-            write_onnx(network, args.output, args.nms)
-        elif args.format == "torch":
-            write_program(network, args.output)
-        elif args.format == "openvino":
-            write_openvino(network, args.output, calibrating)
-        comparison = compare(network, Predictor(args.output), compared, args.truth)
-        if not args.int8:
-            comparison.refuse_unless_equal(args.output)
+    if args.format == "detectron2":
+        write_detectron2(cfg, args.output)
+    # What is written computes in float32, and is compared with that.
+    cfg.MODEL.RETINANET.BFLOAT16 = cfg.MODEL.RETINANET.COMPILE = False
+    network = TorchNetwork(cfg, class_names)
+    if args.format == "onnx":
+        write_onnx(network, args.output, args.nms)
+    elif args.format == "torch":
+        write_program(network, args.output)
+    elif args.format == "openvino":
+        write_openvino(network, args.output, calibrating)
+    comparison = compare(network, Predictor(args.output), compared, args.truth)
+    if not args.int8:
+        comparison.refuse_unless_equal(args.output)
     print(f"wrote {args.output}: {comparison}")
 
 
@@ -138,18 +143,6 @@ def _written_files(args: argparse.Namespace) -> list[str]:
     return [args.output, *(stem + suffix for suffix in _BESIDE.get(args.format, ()))]
 
 
-@contextlib.contextmanager
-def _no_file_after_errors(paths: Sequence[str]) -> Iterator[None]:
-    """What was not compared, or detects something else, is not left where it could be taken."""
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        raise
-
-
 def _checked(args: argparse.Namespace) -> list[str]:
     """The images of ``--images``, once the arguments go together."""
     suffix = SUFFIXES[args.format]
@@ -157,7 +150,6 @@ def _checked(args: argparse.Namespace) -> list[str]:
         raise UserError(f"{args.format} is written to a {suffix} file: rename {args.output}")
     if os.path.splitext(args.weights)[1] in RUNNERS:
         raise UserError(f"{args.weights} is an export: give the checkpoint that it was made from")
-    refuse_existing(*_written_files(args))
     if args.int8 and args.format != "openvino":
         raise UserError(f"--int8 is for openvino, not {args.format}: leave it out")
     if args.nms and args.format != "onnx":
@@ -166,6 +158,7 @@ def _checked(args: argparse.Namespace) -> list[str]:
         raise UserError("--int8 takes the ranges of values from images: give --images FOLDER")
     if args.truth and not args.images:
         raise UserError("--truth has the objects of images: give --images FOLDER as well")
+    refuse_bytes(args.output, "the file")
     check_writable(os.path.dirname(args.output) or ".")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images} is no folder: name the one that has the images")

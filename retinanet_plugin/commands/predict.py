@@ -108,9 +108,10 @@ def run(args: argparse.Namespace) -> None:
                 print(f"WARNING: {warning}", file=sys.stderr)
                 unreadable.append(warning)
         journal.take_in_parts()
-    records = journal.records
-    name_records(records)
-    _write(args, records, predictor.class_names, inputs.videos, ids)
+        records = journal.records
+        name_records(records)
+        # While no other process can hold the journal, which would write the same files.
+        _write(args, records, predictor.class_names, inputs.videos, ids)
     count = sum(len(record["detections"]) for record in records)
     print(f"{count:,} detections in {len(records):,} images, written to {args.output}")
     if unreadable:
@@ -149,7 +150,7 @@ def _cameras(args: argparse.Namespace, inputs: Inputs) -> list[Camera]:
 def _goes_on() -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C or SIGTERM
         print("what is done is kept: the same command goes on", file=sys.stderr)
         raise
 

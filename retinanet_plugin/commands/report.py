@@ -17,16 +17,16 @@ from tqdm import tqdm
 
 from ..deploy import Predictor
 from ..errors import UserError
-from ..new_folders import check_new_folder
+from ..new_folders import new_folder
 from ..report.detections.boxes import Detections, Truth, read_truth, truth_warnings
 from ..report.detections.evaluation import evaluate
-from ..report.detections.page import write_report
+from ..report.detections.page import FILES, write_report
 from ..report.detections.results_file import read_results, to_detections
 from ..report.detections.right_images import check_ids
 from ..whole_files import check_writable, write_whole_file
 from .arguments import check_mostly_readable
 
-# What weights have found: a report that was stopped can be made from it.
+# What weights have found: it stays after an error, and a report can be made from it.
 _DETECTIONS = "detections.json"
 
 
@@ -48,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     _check_arguments(args)
+    kept = os.path.join(args.output, _DETECTIONS)
+    remedy = f"give --results {kept} and a new folder" if os.path.isfile(kept) else ""
+    check_writable(args.output)
+    with new_folder(args.output, FILES, remedy):
+        _report(args)
+
+
+def _report(args: argparse.Namespace) -> None:
     truth = read_truth(args.truth, args.images)
     _check_images(args, truth)
     for warning in truth_warnings(args.truth, truth):
@@ -84,10 +92,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
             f"--results {results[0]} is given twice: name the results of another detector, or "
             "leave the second out"
         )
-    kept = os.path.join(args.output, _DETECTIONS)
-    has_kept = os.path.isfile(kept)
-    check_new_folder(args.output, f"give --results {kept} and a new folder" if has_kept else "")
-    check_writable(args.output)
 
 
 def _check_images(args: argparse.Namespace, truth: Truth) -> None:

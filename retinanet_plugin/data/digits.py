@@ -6,14 +6,13 @@ photographs that scikit-learn carries.
 
 import json
 import os
-import shutil
 from typing import Any
 
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-from ..new_folders import check_new_folder
+from ..new_folders import check_new_folder, whole_folder
 from ..whole_files import check_writable
 
 IMAGE_SIZE = 160
@@ -44,25 +43,29 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
     """
     check_new_folder(output)
     check_writable(output)
-    num_images = num_images or NUM_IMAGES
+    with whole_folder(output) as folder:
+        _write(folder, seed, num_images or NUM_IMAGES)
+
+
+def _write(folder: str, seed: int, num_images: dict[str, int]) -> None:
     glyphs, labels, photographs = _load_sources()
     order = np.random.default_rng(seed).permutation(len(glyphs))
     num_val = int(len(glyphs) * VAL_SHARE)
     glyphs_of = {"val": order[:num_val], "train": order[num_val:]}
 
-    partial = f"{output.rstrip('/')}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(os.path.join(partial, "annotations"))
+    os.mkdir(os.path.join(folder, "annotations"))
     for number, split in enumerate(("train", "val")):
-        os.makedirs(os.path.join(partial, split))
+        os.mkdir(os.path.join(folder, split))
         rng = np.random.default_rng([seed, number])
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image_id in range(1, num_images[split] + 1):
             image, boxes, chosen = _draw_image(rng, glyphs, glyphs_of[split], photographs)
             file_name = f"{image_id:05d}.jpg"
-            path = os.path.join(partial, split, file_name)
-            cv2.imwrite(path, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            # OpenCV's own writing says nothing where no room is left.
+            with open(os.path.join(folder, split, file_name), "wb") as file:
+                file.write(jpeg.tobytes())
             images.append(
                 {"id": image_id, "file_name": file_name, "height": IMAGE_SIZE, "width": IMAGE_SIZE}
             )
@@ -83,9 +86,8 @@ def write_digits(output: str, seed: int = 0, num_images: dict[str, int] | None =
             "images": images,
             "annotations": annotations,
         }
-        with open(os.path.join(partial, "annotations", f"{split}.json"), "w") as f:
+        with open(os.path.join(folder, "annotations", f"{split}.json"), "w") as f:
             json.dump(coco, f)
-    os.rename(partial, output)
 
 
 def _load_sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

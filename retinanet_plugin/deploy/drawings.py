@@ -1,5 +1,6 @@
 """Detections drawn on images and videos, or cut out of them; written by supervision."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -12,7 +13,7 @@ from ..errors import UserError
 from .formats import Record, file_names
 from .pictures import write_jpeg
 from .supervision_detections import name_of
-from .videos import Video, frames_of, mean_rate
+from .videos import Video, frames_of, mean_rate, open_video
 
 if TYPE_CHECKING:
     import supervision
@@ -108,15 +109,30 @@ def _write_video(
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.unfinished.mp4"
     info = supervision.VideoInfo(video.width, video.height, mean_rate(video))
+    count = 0
     try:
         with supervision.VideoSink(unfinished, info) as sink:
             for record, frame in zip(records, frames_of(video)):
                 sink.write_frame(draw(frame, record, class_names, score_thresh))
+                count += 1
+        if not _is_whole(unfinished, count):
+            raise RuntimeError("no room is left")
+        os.replace(unfinished, path)
     except RuntimeError as error:
         raise UserError(
             f"{path} cannot be written ({error}): make room, or correct the permissions"
         ) from error
-    os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+
+
+def _is_whole(path: str, num_frames: int) -> bool:
+    """Whether a video has all frames; OpenCV's writer does not say that the disk was full."""
+    try:
+        return open_video(path).num_frames >= num_frames
+    except UserError:
+        return False
 
 
 def _by_video(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -1,6 +1,5 @@
 """A model that was translated, and writing it."""
 
-import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from ..config import add_retinanet_config
 from ..errors import UserError, listed
+from ..new_folders import new_files
 from ..weights.checkpoint_contents import describe_training
 from ..weights.weight_files import write_weights
-from ..whole_files import refuse_existing, write_whole_file
+from ..whole_files import write_whole_file
 
 BACKBONE = "backbone.bottom_up."
 # What every config has in common, as configs/Base-RetinaNet.yaml has it: a config that is written
@@ -91,19 +91,14 @@ def write_model(model: Translated, folder: str) -> tuple[str, str]:
         UserError: one of them is there, or cannot be written.
     """
     weights, config = paths_in(folder)
-    refuse_existing(weights, config)
     notes = {**describe_training(model.config()), "class_names": model.class_names}
-    write_weights(weights, {"model": model.weights, **notes})
     settings = {"MODEL.WEIGHTS": os.path.abspath(weights), **_RETINANET, **model.settings}
     text = _yaml(
         settings, f"{model.title}, written by `python -m retinanet_plugin import-weights`."
     )
-    try:
+    with new_files(weights, config):  # both, or nothing
+        write_weights(weights, {"model": model.weights, **notes})
         write_whole_file(config, lambda file: file.write(text.encode()))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(weights)  # nothing, or both
-        raise
     return weights, config
 
 

@@ -61,11 +61,12 @@ def read_labelme(paths: Sequence[str], image_folder: str | None) -> AnnotatedIma
     return AnnotatedImages("LabelMe", class_names_of(images), images, notes)
 
 
-def write_labelme(dataset: AnnotatedImages, folder: str) -> list[str]:
+def write_labelme(dataset: AnnotatedImages, folder: str, place: str) -> list[str]:
     """Write a file for each image, below ``folder`` as the image is below the common folder.
 
     Args:
-        folder: will be moved to another name beside it.
+        folder: to write into.
+        place: where its content goes.
 
     Returns:
         what is to be said of it.
@@ -75,7 +76,7 @@ def write_labelme(dataset: AnnotatedImages, folder: str) -> list[str]:
         path = os.path.splitext(below)[0] + ".json"
         if os.path.exists(os.path.join(folder, path)):
             raise UserError(f"two images would have the file {path}: rename one of them")
-        beside = os.path.dirname(os.path.join(folder, path))
+        beside = os.path.dirname(os.path.join(place, path))
         content: dict[str, Any] = {
             "version": "5.0.1",
             "flags": {},
@@ -85,7 +86,7 @@ def write_labelme(dataset: AnnotatedImages, folder: str) -> list[str]:
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
-        os.makedirs(beside, exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
         with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
     return []

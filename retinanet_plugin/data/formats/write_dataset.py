@@ -9,7 +9,7 @@ from dataclasses import replace
 import yaml
 
 from ...errors import UserError
-from ...new_folders import check_new_folder
+from ...new_folders import check_new_folder, whole_folder
 from ...whole_files import refuse_existing
 from ..findings import counted, name_alike, shown
 from .annotated_images import AnnotatedImage, AnnotatedImages, Box
@@ -48,16 +48,13 @@ def write_dataset(dataset: AnnotatedImages, path: str, file_format: str) -> Anno
             written.notes.append(note)
         _FILES[file_format](written, path)
         return written
-    partial = f"{os.path.abspath(path)}.{os.getpid()}.partial"
     try:
-        written.notes += _FOLDERS[file_format](written, partial)
-        os.rename(partial, path)
+        with whole_folder(path) as folder:
+            written.notes += _FOLDERS[file_format](written, folder, path)
     except OSError as error:
         raise UserError(
             f"{path} could not be written ({error.strerror}): make room, or correct the permissions"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return written
 
 
@@ -115,7 +112,7 @@ def _num_boxes(images: Sequence[AnnotatedImage]) -> int:
     return sum(len(image.boxes) for image in images)
 
 
-def _write_yolo(dataset: AnnotatedImages, folder: str) -> list[str]:
+def _write_yolo(dataset: AnnotatedImages, folder: str, _: str) -> list[str]:
     """``images/``, ``labels/`` and ``data.yaml``; of a data set with splits, a folder for each."""
     splits = sorted({image.split for image in dataset.images})
     for split in splits:
@@ -134,7 +131,7 @@ def _write_yolo(dataset: AnnotatedImages, folder: str) -> list[str]:
     return notes
 
 
-def _write_voc(dataset: AnnotatedImages, folder: str) -> list[str]:
+def _write_voc(dataset: AnnotatedImages, folder: str, _: str) -> list[str]:
     """``Annotations/``, ``JPEGImages/`` and lists of the images in ``ImageSets/Main/``."""
     lists: dict[str, list[str]] = {}
     for image, name in zip(dataset.images, _names(dataset.images)):
@@ -180,7 +177,8 @@ _FILES: dict[str, Callable[[AnnotatedImages, str], None]] = {
     "createml": write_createml,
     "csv": write_csv_table,
 }
-_FOLDERS: dict[str, Callable[[AnnotatedImages, str], list[str]]] = {
+# Given the folder to write into, and where its content goes.
+_FOLDERS: dict[str, Callable[[AnnotatedImages, str, str], list[str]]] = {
     "labelme": write_labelme,
     "voc": _write_voc,
     "yolo": _write_yolo,

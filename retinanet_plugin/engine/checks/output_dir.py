@@ -5,7 +5,7 @@ import os
 from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
-from ...whole_files import try_folder
+from ...whole_files import refuse_bytes, try_folder
 from ..checkpoints.file_names import FINAL_WEIGHTS, LAST_CHECKPOINT, METRICS
 
 # What a training writes over, or adds to.
@@ -17,7 +17,7 @@ def check_output_dir(folder: str) -> None:
 
     Raises:
         UserError: it is empty, a file, below a file, or not to be written; or it begins with what
-            only a shell replaces, ``~`` or ``$``.
+            only a shell replaces, ``~`` or ``$``; or its name is no text.
     """
     if not folder.strip():
         raise UserError(f"OUTPUT_DIR is {folder!r}: name a folder, such as ./output")
@@ -26,6 +26,7 @@ def check_output_dir(folder: str) -> None:
             f"OUTPUT_DIR is {folder}, of which only a shell replaces the {folder[0]}: write the "
             "path in full"
         )
+    refuse_bytes(folder, "OUTPUT_DIR")
     if "://" in folder:  # not of this machine
         return
     shown = folder if folder.isprintable() else repr(folder)

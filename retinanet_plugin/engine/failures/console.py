@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -80,6 +81,7 @@ def keep_console_readable() -> None:
     For the rest of the process: some come as late as when Python ends.
     """
     _replace_closed_streams()
+    _show_any_character()
     keep_warnings_off_the_console()
     # What is logged and raised again is told once, at the end.
     for name in ("detectron2.engine.train_loop", "detectron2.engine.launch"):
@@ -108,6 +110,15 @@ def _replace_closed_streams() -> None:
             except OSError:
                 os.dup2(nowhere, number)
             setattr(sys, name, os.fdopen(nowhere, "w"))
+
+
+def _show_any_character() -> None:
+    """Names of files and classes that the console's encoding lacks, or that are in none.
+
+    Python does so on stderr; the program would end in the middle of its output.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _tell_and_exit(error: BaseException) -> NoReturn:

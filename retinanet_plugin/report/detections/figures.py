@@ -11,6 +11,7 @@ from .boxes import Truth
 from .evaluation import Evaluation
 from .scores import GRID, NUM_BINS, f1_scores
 
+FIGURES = ("precision_recall", "f1", "calibration", "confusion_matrix")
 DPI = 150
 SIZE = (4.8, 4.1)  # inches
 _SMALL = 9  # points
@@ -22,13 +23,14 @@ _MOST_NAMES = 80  # classes, with names beside the matrix
 
 
 def draw_figures(evaluation: Evaluation, truth: Truth) -> dict[str, Figure]:
-    """All figures of a detector by their names; a report embeds them and writes them as files."""
-    return {
-        "precision_recall": draw_precision_recall(evaluation, truth),
-        "f1": draw_f1(evaluation, truth),
-        "calibration": draw_calibration(evaluation),
-        "confusion_matrix": draw_confusion_matrix(evaluation.confusion_matrix, truth.class_names),
-    }
+    """A detector's :data:`FIGURES`, which a report embeds and writes as files."""
+    drawn = (
+        draw_precision_recall(evaluation, truth),
+        draw_f1(evaluation, truth),
+        draw_calibration(evaluation),
+        draw_confusion_matrix(evaluation.confusion_matrix, truth.class_names),
+    )
+    return dict(zip(FIGURES, drawn))
 
 
 def draw_precision_recall(evaluation: Evaluation, truth: Truth) -> Figure:

@@ -15,11 +15,16 @@ from .bootstrap import RESAMPLES
 from .boxes import Truth
 from .errors import KINDS
 from .evaluation import Evaluation, difference, to_json
-from .figures import draw_figures
+from .figures import FIGURES, draw_figures
 from .shown_images import other_images, show_images, worst_images
 
 MOST_CLASSES = 30  # in sight
 MOST_CONFUSIONS = 10  # in words
+# All that a report writes.
+FILES = (
+    "report.html", "report.json",
+    *(f"{name}{end}.png" for name in (*FIGURES, "worst_images", "images") for end in ("", "_2")),
+)  # fmt: skip
 
 
 def write_report(
