@@ -91,8 +91,9 @@ def evaluate(trainer: Trainer) -> Scores:
     model = trainer._average.model if is_swa else trainer.checkpointer.model
     model.inference.score_voting = True
     voted = scores_of(Trainer.test(trainer.cfg, model))
-    counting = averaged if is_swa else {}
-    return {**counting, "averaged": averaged["AP"], "voted": voted["AP"]}
+    last = scores_of(trainer._last_eval_results)
+    counting = averaged if is_swa else last
+    return {**counting, "last": last["AP"], "averaged": averaged["AP"], "voted": voted["AP"]}
 
 
 def scores(trials: Trials, row: str, key: str) -> list[float]:

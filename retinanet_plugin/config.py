@@ -151,8 +151,8 @@ def _add_training(cfg: CfgNode) -> None:
     # the rate falls to 0.
     cfg.SOLVER.DECAY_SHARE = 0.3
     # "ema" or "swa": a moving average of the weights, or the mean of those of every PERIOD-th
-    # iteration after START; evaluated and saved beside them.
-    cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0, "PERIOD": 1})
+    # iteration once the share START of them is done; evaluated and saved beside them.
+    cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0.0, "PERIOD": 1})
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # After each evaluation during training: the losses on DATASETS.TEST.

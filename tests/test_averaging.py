@@ -113,7 +113,7 @@ def saved(folder, name):
 def test_a_training_averages_from_start_on_every_period(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr("retinanet_plugin.engine.trainer.WeightAverage", Recorder)
     cfg.DATASETS.TEST = ()
-    cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=1, PERIOD=2)
+    cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=0.2, PERIOD=2)
     trainer = train(cfg)
     average = trainer._average
     assert average.num_averaged == 2  # after the iterations 3 and 5
@@ -174,3 +174,12 @@ def test_the_best_weights_may_be_the_average(cfg, tmp_path, monkeypatch):
     assert all(
         torch.equal(best["model"][k], x) for k, x in trainer._average.model.state_dict().items()
     )
+
+
+def test_a_training_that_goes_on_for_longer_begins_its_average_later(cfg, tmp_path):
+    """Weights of before that start are none of the last ones of all."""
+    cfg.DATASETS.TEST = ()
+    cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=0.6)
+    assert train(cfg)._average.num_averaged == 2  # after the iterations 4 and 5
+    cfg.SOLVER.MAX_ITER = 10
+    assert train(cfg, resume=True)._average.num_averaged == 4  # after 7 to 10

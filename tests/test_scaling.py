@@ -22,7 +22,7 @@ def config(**solver):
         IMS_PER_BATCH=16, BASE_LR=0.01, MAX_ITER=1000, STEPS=(600, 800), WARMUP_ITERS=100,
         CHECKPOINT_PERIOD=200, LR_SCHEDULER_NAME="WarmupMultiStepLR",
     )  # fmt: skip
-    cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=400, PERIOD=100)
+    cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=0.4, PERIOD=100)
     cfg.SOLVER.update(**solver)
     return cfg
 
@@ -41,7 +41,7 @@ def test_a_quarter_of_the_batch_by_hand(said):
     assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (4, 0.01 / 4)
     assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (4000, (2400, 3200), 400)
     assert (solver.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD) == (800, 200)
-    assert (average.START, average.PERIOD) == (1600, 400)
+    assert (average.START, average.PERIOD) == (0.4, 400)
     (line,) = said
     why, _, changes = line.partition(": ")
     assert why == "the batch is 4 and SOLVER.REFERENCE_IMS_PER_BATCH 16"
@@ -52,7 +52,6 @@ def test_a_quarter_of_the_batch_by_hand(said):
         "SOLVER.STEPS a -> b",
         "SOLVER.WARMUP_ITERS 100 -> 400",
         "SOLVER.WEIGHT_AVERAGE.PERIOD 100 -> 400",
-        "SOLVER.WEIGHT_AVERAGE.START 400 -> 1600",
         "TEST.EVAL_PERIOD 50 -> 200",
     }
 
@@ -63,7 +62,7 @@ def test_twice_the_processes_is_detectron2s_rule(said):
     assert scaled.SOLVER.IMS_PER_BATCH == 32
     expected.SOLVER.WEIGHT_AVERAGE = scaled.SOLVER.WEIGHT_AVERAGE  # which Detectron2 lacks
     assert scaled == expected
-    assert (scaled.SOLVER.WEIGHT_AVERAGE.START, scaled.SOLVER.WEIGHT_AVERAGE.PERIOD) == (200, 50)
+    assert scaled.SOLVER.WEIGHT_AVERAGE.PERIOD == 50
     (line,) = said
     assert line.startswith("there are 16 processes and SOLVER.REFERENCE_WORLD_SIZE is 8: ")
     assert "SOLVER.IMS_PER_BATCH 16 -> 32" in line
@@ -85,7 +84,7 @@ def test_nothing_is_scaled(said, solver, num):
 def test_a_period_is_not_turned_off():
     """As 0 would; what was off stays so."""
     cfg = config(REFERENCE_WORLD_SIZE=1, CHECKPOINT_PERIOD=3)
-    cfg.SOLVER.WEIGHT_AVERAGE.update(START=0, PERIOD=2)
+    cfg.SOLVER.WEIGHT_AVERAGE.update(PERIOD=2)
     scaled = scaled_config(cfg, 16)
     assert scaled.SOLVER.CHECKPOINT_PERIOD == scaled.SOLVER.WEIGHT_AVERAGE.PERIOD == 1
     cfg.TEST.EVAL_PERIOD = 0

@@ -176,7 +176,7 @@ JITTER = ("INPUT.SCALE_JITTER", "[0.5, 2.0]")
         (["TEST.EARLY_STOP_PATIENCE", 3], ["PATIENCE is 3 but nothing is evaluated"]),
         (
             ["SOLVER.WEIGHT_AVERAGE.NAME", "swa", "SOLVER.WEIGHT_AVERAGE.PERIOD", 90001],
-            ["START is 0 and PERIOD 90001, so that no weights are averaged by SOLVER.MAX_ITER"],
+            ["START is 0.0 and PERIOD 90001, so that no weights are averaged by SOLVER.MAX_ITER"],
         ),
         (
             ["SOLVER.WEIGHT_AVERAGE.NAME", "ema", "TEST.PRECISE_BN.ENABLED", True],

@@ -81,11 +81,14 @@ class WeightAverage(HookBase):
         keys = cfg.SOLVER.WEIGHT_AVERAGE
         if not keys.NAME:
             return None
-        return cls(model, keys.NAME, keys.EMA_DECAY, keys.START, keys.PERIOD)
+        start = round(keys.START * cfg.SOLVER.MAX_ITER)
+        return cls(model, keys.NAME, keys.EMA_DECAY, start, keys.PERIOD)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1 - self._start
-        if done > 0 and done % self._period == 0:
+        if done <= 0:
+            self.num_averaged = 0  # of a training that goes on for longer, and starts later
+        elif done % self._period == 0:
             self.update()
 
     def update(self) -> None:

@@ -67,7 +67,7 @@ def _scaled(cfg: CfgNode, num_processes: int) -> CfgNode:
     scaled.defrost()
     shrunk = cfg.SOLVER.IMS_PER_BATCH / scaled.SOLVER.IMS_PER_BATCH
     average = scaled.SOLVER.WEIGHT_AVERAGE  # which Detectron2 does not have
-    average.START, average.PERIOD = round(average.START * shrunk), round(average.PERIOD * shrunk)
+    average.PERIOD = round(average.PERIOD * shrunk)
     for key in _FEWEST:
         if lookup(cfg, key) and not lookup(scaled, key):
             scaled.merge_from_list([key, 1])

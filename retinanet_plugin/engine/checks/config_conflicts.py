@@ -133,7 +133,8 @@ def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
 
 def _average_errors(cfg: CfgNode) -> Iterator[str]:
     solver, average = cfg.SOLVER, cfg.SOLVER.WEIGHT_AVERAGE
-    if average.NAME and average.START + average.PERIOD > solver.MAX_ITER:
+    start = round(average.START * solver.MAX_ITER)
+    if average.NAME and start + average.PERIOD > solver.MAX_ITER:
         yield (
             f"SOLVER.WEIGHT_AVERAGE.START is {average.START} and PERIOD {average.PERIOD}, so that "
             f"no weights are averaged by SOLVER.MAX_ITER {solver.MAX_ITER}: set smaller ones"

@@ -180,7 +180,7 @@ _TRAINING_RULES: tuple[tuple[str, _Check, str], ...] = (
     ("SOLVER.DECAY_SHARE", _above(0, 1), "a number above 0, up to 1, such as 0.3"),
     ("SOLVER.LAYER_DECAY", _above(0, 1), "a number above 0, up to 1, which is off"),
     ("SOLVER.WEIGHT_AVERAGE.EMA_DECAY", _between(0, 1), "a number between 0 and 1, such as 0.999"),
-    ("SOLVER.WEIGHT_AVERAGE.START", _whole(0), "a whole number of iterations from 0"),
+    ("SOLVER.WEIGHT_AVERAGE.START", _from_below(0, 1), "a share of the training, such as 0.7"),
     ("SOLVER.WEIGHT_AVERAGE.PERIOD", _whole(1), _ITERATIONS),
     ("SOLVER.REFERENCE_WORLD_SIZE", _whole(0), _OR_OFF),
     ("SOLVER.REFERENCE_IMS_PER_BATCH", _whole(0), _OR_OFF),
