@@ -18,7 +18,7 @@ def merge_content(cfg: CfgNode, content: dict[str, Any], path: str) -> None:
         UserError: an unknown key, or a value of the wrong type.
     """
     with merging(cfg, path):
-        _merge_file(cfg, _with_floats(cfg, content), path)
+        _merge_file(cfg, with_floats(cfg, content), path)
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
@@ -71,10 +71,10 @@ def _check_opts(opts: Sequence[str]) -> None:
         )
 
 
-def _with_floats(cfg: CfgNode, content: dict[str, Any]) -> dict[str, Any]:
+def with_floats(cfg: CfgNode, content: dict[str, Any]) -> dict[str, Any]:
     """``content`` with floats for whole numbers where ``cfg`` has floats: yacs takes no int."""
     return {
-        key: _with_floats(cfg[key], value)
+        key: with_floats(cfg[key], value)
         if isinstance(value, dict) and isinstance(cfg.get(key), CfgNode)
         else _as_float(value, cfg.get(key))
         for key, value in content.items()
@@ -82,7 +82,7 @@ def _with_floats(cfg: CfgNode, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options_with_floats(cfg: CfgNode, opts: Sequence[Any]) -> list[Any]:
-    """As :func:`_with_floats`, of ``[KEY, VALUE, ...]`` with known keys."""
+    """As :func:`with_floats`, of ``[KEY, VALUE, ...]`` with known keys."""
     changed = list(opts)
     for i, (key, value) in enumerate(zip(opts[::2], opts[1::2])):
         usual: Any = cfg

@@ -21,6 +21,7 @@ from retinanet_plugin.config import load_config
 from retinanet_plugin.engine import Checkpointer
 from retinanet_plugin.engine.checks.startup_checks import check_weights, check_weights_fit
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.weights.checkpoint_contents import config_of
 from retinanet_plugin.weights.weight_files import read_weights, write_weights
 
 INSTANT = str(ROOT / "configs/digits/retinanet_narrow_R_50_FPN_instant_test.yaml")
@@ -563,3 +564,10 @@ def test_convert_weights_writes_over_nothing(state, save):
     source = save(state)
     with pytest.raises(SystemExit, match=f"error: {source} exists already: delete it, or name an"):
         main(["convert-weights", source, source])
+
+
+def test_a_config_of_a_file_may_have_a_whole_number_where_a_key_has_become_a_float():
+    """SOLVER.WEIGHT_AVERAGE.START was one: every checkpoint of before was refused."""
+    cfg = config_of("SOLVER: {WEIGHT_AVERAGE: {START: 0}, BASE_LR: 1}", "the checkpoint a.pth")
+    assert isinstance(cfg.SOLVER.WEIGHT_AVERAGE.START, float)
+    assert isinstance(cfg.SOLVER.BASE_LR, float)

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from ..config import add_retinanet_config
+from ..config_merging import with_floats
 from ..errors import UserError
 from .weight_files import read_weights
 
@@ -107,7 +108,7 @@ def config_of(text: str, source: str) -> CfgNode:
     add_retinanet_config(cfg)
     cfg.set_new_allowed(True)  # keys of projects that use this package
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
+        cfg.merge_from_other_cfg(CfgNode(with_floats(cfg, yaml.safe_load(text))))
     except (yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
