@@ -84,8 +84,8 @@ def row_of(keys: dict[str, Any], data: str, folder: str, device: str) -> Row:
 
 
 def evaluate(trainer: Trainer) -> Scores:
-    """AP of the averaged weights, and with score voting. Of SWA, whose rate does not fall, the
-    averaged weights are those that count."""
+    """AP of the last and the averaged weights, and with score voting. Of SWA, the averaged weights
+    are those that count."""
     averaged = scores_of(trainer._last_eval_results["averaged"])
     is_swa = trainer.cfg.SOLVER.WEIGHT_AVERAGE.NAME == "swa"
     model = trainer._average.model if is_swa else trainer.checkpointer.model
