@@ -150,8 +150,8 @@ def _add_training(cfg: CfgNode) -> None:
     # Of LR_SCHEDULER_NAME "WarmupStableDecayLR": over this share of the iterations, the last ones,
     # the rate falls to 0.
     cfg.SOLVER.DECAY_SHARE = 0.3
-    # "ema" or "swa": a moving average of the weights, or the mean of those of every PERIOD-th
-    # iteration once the share START of them is done; evaluated and saved beside them.
+    # "ema" or "swa": a moving average or the mean of the weights of every PERIOD-th iteration once
+    # the share START of them is done; evaluated and saved beside the last ones.
     cfg.SOLVER.WEIGHT_AVERAGE = CfgNode({"NAME": "", "EMA_DECAY": 0.999, "START": 0.0, "PERIOD": 1})
     # Most periodic checkpoints that are kept, the newest; 0: all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

@@ -8,7 +8,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from retinanet_plugin.engine import Trainer, averaging
-from retinanet_plugin.engine.averaging import WeightAverage, decay_of
+from retinanet_plugin.engine.averaging import WeightAverage, average_start, decay_of
 from retinanet_plugin.errors import UserError
 
 
@@ -58,13 +58,18 @@ def test_an_unknown_average_is_a_sentence():
         decay_of("mean", 0.9)
 
 
-@pytest.mark.parametrize(("before", "name"), [("ema", "swa"), ("swa", "ema")])
-def test_another_kind_of_average_begins_anew(before, name, monkeypatch):
-    """An EMA is no mean of as many weights."""
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [(("ema", 0), ("swa", 0)), (("swa", 3), ("ema", 3)), (("swa", 3), ("swa", 7))],
+)
+def test_another_average_begins_anew(before, now, monkeypatch):
+    """An EMA is no mean of as many weights, and early weights are none of the last ones of all."""
     said = []
     monkeypatch.setattr(averaging.logger, "warning", said.append)
     model = Small()
-    earlier, average = (WeightAverage(model, x, 0.5) for x in (before, name))
+    earlier, average = (WeightAverage(model, name, 0.5, start) for name, start in (before, now))
+    average.load_state_dict(earlier.state_dict())
+    assert said == []  # there was none yet
     for value in (8.0, 3.0):
         nn.init.constant_(model.scale, value)
         earlier.update()
@@ -74,8 +79,8 @@ def test_another_kind_of_average_begins_anew(before, name, monkeypatch):
         average.update()
     assert float(average.model.scale.detach()) == 1
     assert said == [
-        f"SOLVER.WEIGHT_AVERAGE.NAME was {before} and is {name}: the average begins anew, with the "
-        "weights from here on"
+        f"SOLVER.WEIGHT_AVERAGE was {before[0]} from iteration {before[1]} and is {now[0]} from "
+        f"iteration {now[1]}: the average begins anew, with the weights from here on"
     ]
 
 
@@ -176,10 +181,20 @@ def test_the_best_weights_may_be_the_average(cfg, tmp_path, monkeypatch):
     )
 
 
-def test_a_training_that_goes_on_for_longer_begins_its_average_later(cfg, tmp_path):
-    """Weights of before that start are none of the last ones of all."""
+def test_a_training_that_goes_on_for_longer_begins_its_average_later(cfg):
+    """Weights of before that start are none of the last ones of all; nor are they evaluated."""
     cfg.DATASETS.TEST = ()
     cfg.SOLVER.WEIGHT_AVERAGE.update(NAME="swa", START=0.6)
     assert train(cfg)._average.num_averaged == 2  # after the iterations 4 and 5
     cfg.SOLVER.MAX_ITER = 10
-    assert train(cfg, resume=True)._average.num_averaged == 4  # after 7 to 10
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer._average.num_averaged == 0
+    trainer.train()
+    assert trainer._average.num_averaged == 4  # after 7 to 10
+
+
+@pytest.mark.parametrize(("iterations", "share", "start"), [(1, 0.7, 0), (100, 0.999, 99)])
+def test_an_average_has_the_last_weights_at_least(cfg, iterations, share, start):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WEIGHT_AVERAGE.START = iterations, share
+    assert average_start(cfg) == start

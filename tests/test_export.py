@@ -18,6 +18,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from small_detector import write_small_detector
@@ -420,6 +421,7 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
     config = tmp_path / "small.yaml"
     small_cfg.INPUT.MIN_SIZE_TEST, small_cfg.INPUT.MAX_SIZE_TEST = 96, 128
     small_cfg.MODEL.RETINANET.SCORE_VOTING = True
+    small_cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupStableDecayLR"
     config.write_text(small_cfg.dump())
     detector = write_small_detector(tmp_path, str(config), "plain_ants")
     output = tmp_path / "plain/model.yaml"
@@ -429,6 +431,7 @@ def test_plain_detectron2_opens_its_export(tmp_path, small_cfg, capsys):
     cfg = get_cfg()  # without this package's keys
     cfg.merge_from_file(str(output))
     plain = DefaultPredictor(cfg)
+    build_lr_scheduler(cfg, torch.optim.SGD(plain.model.parameters(), lr=1.0))  # can be trained
     assert type(plain.model).__module__.startswith("detectron2.")
     assert "the same within" in capsys.readouterr().out
     for path in detector.files:

@@ -8,7 +8,7 @@ from detectron2.solver import build_optimizer as stock_optimizer
 from detectron2.utils.env import seed_all_rng
 
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.engine.learning_rate import build_lr_scheduler
+from retinanet_plugin.engine.learning_rate import StableDecayParamScheduler, build_lr_scheduler
 from retinanet_plugin.engine.optimizer import build_optimizer, with_layer_decay
 from retinanet_plugin.errors import UserError
 
@@ -99,9 +99,21 @@ def test_a_rate_that_stays_and_then_falls_to_0(small_cfg):
     small_cfg.SOLVER.update(DECAY_SHARE=0.4, WARMUP_ITERS=2, WARMUP_FACTOR=0.5)
     expected = [0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2]
     assert rate_of_iterations(small_cfg, build_lr_scheduler) == pytest.approx(expected)
+    assert StableDecayParamScheduler(0.4)(1.3) == 0  # after the last iteration
     small_cfg.SOLVER.update(DECAY_SHARE=1.0, WARMUP_ITERS=0)
     expected = [0.8 * (1 - i / 10) for i in range(10)]
     assert rate_of_iterations(small_cfg, build_lr_scheduler) == pytest.approx(expected)
+
+
+def test_the_fall_begins_after_a_warm_up_that_shifts_it(small_cfg):
+    """As a key of newer versions of Detectron2 has it."""
+    if "RESCALE_INTERVAL" not in small_cfg.SOLVER:
+        pytest.skip("Detectron2 0.6 has no such key")
+    small_cfg.SOLVER.update(LR_SCHEDULER_NAME="WarmupStableDecayLR", BASE_LR=1.0, MAX_ITER=10)
+    small_cfg.SOLVER.update(DECAY_SHARE=0.8, WARMUP_ITERS=5, WARMUP_FACTOR=0.5)
+    small_cfg.SOLVER.RESCALE_INTERVAL = True
+    rates = rate_of_iterations(small_cfg, build_lr_scheduler)
+    assert rates == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 0.75, 0.5, 0.25])
 
 
 def test_errors_are_sentences(small_cfg, model):

@@ -408,6 +408,8 @@ def test_places_of_files_are_no_other_values(cfg):
     cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "elsewhere", 7, "w.pth"
     cfg.DATASETS.COCO_JSON = [("a", "b", "c")]
     assert changed_values(before, cfg) == []
+    # A key that there was not yet has done nothing.
+    assert changed_values(before.replace("  DECAY_SHARE: 0.3\n", ""), cfg) == []
     cfg.SOLVER.STEPS = (7,)
     assert changed_values(before, cfg) == ["SOLVER.STEPS [] -> [7]"]
     cfg.MODEL.FPN.OUT_CHANNELS = 32

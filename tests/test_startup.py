@@ -211,6 +211,10 @@ def test_keys_that_do_not_go_together(opts, words):
             ["FOCAL_LOSS_ALPHA_PER_CLASS is auto", "QualityFocalLoss, which does not read it"],
         ),
         ([*MULTI_STEP, "SOLVER.STEPS", "(1, 9)"], ["never reaches 9"]),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupStableDecayLR", "SOLVER.WARMUP_ITERS", 2],
+            ["SOLVER.WARMUP_ITERS is 2 of 2 iterations, over the last 30% of which the rate falls"],
+        ),
         (["INPUT.MAX_SIZE_TRAIN", 100], ["above INPUT.MAX_SIZE_TRAIN 100"]),
         (["INPUT.MIN_SIZE_TEST", 9999], ["above INPUT.MAX_SIZE_TEST"]),
         (["INPUT.MIN_SIZE_TEST", 20], ["INPUT.MIN_SIZE_TEST is 20", "less than 32"]),

@@ -121,6 +121,31 @@ def test_the_last_lines_take_the_averaged_weights_if_they_are_better(
     assert f"export onnx {files[better]} " in export
 
 
+def test_the_last_line_names_an_average_that_was_not_evaluated(cfg, tmp_path, caplog):
+    (tmp_path / "model_final_averaged.pth").touch()
+    with caplog.at_level(logging.INFO, "detectron2"):
+        log_end(cfg, None, "model_final.pth")
+    average = tmp_path / "model_final_averaged.pth"
+    assert caplog.messages == [f"done: weights in model_final.pth; averaged weights in {average}"]
+
+
+def test_the_last_line_names_weights_that_are_there(cfg, tmp_path, caplog):
+    """A training that is asked for less than was done has nothing to save."""
+    cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = (), 3, 2
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    cfg.SOLVER.MAX_ITER = 1
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "detectron2"):
+        trainer.train()
+    assert f"done: weights in {tmp_path}/model_0000001.pth" in caplog.messages
+
+
 def test_the_last_line_where_no_file_has_the_truth(cfg, caplog):
     """As of data that are registered in Python."""
     cfg.DATASETS.TEST = ("made_by_a_function",)

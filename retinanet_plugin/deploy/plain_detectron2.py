@@ -58,7 +58,10 @@ def write_detectron2(cfg: CfgNode, path: str) -> None:
     _copy(cfg, stock)
     stock.MODEL.META_ARCHITECTURE = "RetinaNet"
     stock.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-    stock.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = "smooth_l1"  # of training alone
+    # Of training alone, where this package has more.
+    stock.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = "smooth_l1"
+    if stock.SOLVER.LR_SCHEDULER_NAME == "WarmupStableDecayLR":
+        stock.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     stock.MODEL.WEIGHTS = os.path.splitext(os.path.abspath(path))[0] + ".pth"
     try:
         build_model(stock).load_state_dict(weights)

@@ -81,14 +81,11 @@ class WeightAverage(HookBase):
         keys = cfg.SOLVER.WEIGHT_AVERAGE
         if not keys.NAME:
             return None
-        start = round(keys.START * cfg.SOLVER.MAX_ITER)
-        return cls(model, keys.NAME, keys.EMA_DECAY, start, keys.PERIOD)
+        return cls(model, keys.NAME, keys.EMA_DECAY, average_start(cfg), keys.PERIOD)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1 - self._start
-        if done <= 0:
-            self.num_averaged = 0  # of a training that goes on for longer, and starts later
-        elif done % self._period == 0:
+        if done > 0 and done % self._period == 0:
             self.update()
 
     def update(self) -> None:
@@ -109,21 +106,35 @@ class WeightAverage(HookBase):
         """Plain values and tensors."""
         return {
             "name": self._name,
+            "start": self._start,
             "model": self.model.state_dict(),
             "num_averaged": self.num_averaged,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with an average; one of the other kind is not taken for a beginning of this."""
-        before = state_dict.get("name", self._name)  # which older checkpoints lack
-        if before != self._name:
+        """Go on with an average; one of the other kind or start is not taken for a beginning of
+        this."""
+        # Older checkpoints lack them.
+        before = state_dict.get("name", self._name), state_dict.get("start", self._start)
+        if before == (self._name, self._start):
+            self.model.load_state_dict(state_dict["model"])
+            self.num_averaged = state_dict["num_averaged"]
+        elif state_dict["num_averaged"]:
             logger.warning(
-                f"SOLVER.WEIGHT_AVERAGE.NAME was {before} and is {self._name}: the average begins "
-                "anew, with the weights from here on"
+                f"SOLVER.WEIGHT_AVERAGE was {_described(*before)} and is "
+                f"{_described(self._name, self._start)}: the average begins anew, with the weights "
+                "from here on"
             )
-            return
-        self.model.load_state_dict(state_dict["model"])
-        self.num_averaged = state_dict["num_averaged"]
+
+
+def average_start(cfg: CfgNode) -> int:
+    """Iterations before the first weights that count; one at least is left."""
+    solver = cfg.SOLVER
+    return min(round(solver.WEIGHT_AVERAGE.START * solver.MAX_ITER), solver.MAX_ITER - 1)
+
+
+def _described(name: str, start: int) -> str:
+    return f"{name} from iteration {start}"
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

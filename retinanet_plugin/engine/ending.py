@@ -74,11 +74,13 @@ def log_end(cfg: CfgNode, results: dict[str, Any] | None, weights: str) -> None:
     else:
         score = "" if ap is None else f"AP {ap:.1f} on {cfg.DATASETS.TEST[0]}, "
     said, of_average = f"{score}weights in {weights}", False
+    path = os.path.join(cfg.OUTPUT_DIR, AVERAGED_WEIGHTS)
     if averaged is not None and not math.isnan(averaged):
-        path = os.path.join(cfg.OUTPUT_DIR, AVERAGED_WEIGHTS)
         said += f"; averaged weights: AP {averaged:.1f}, in {path}"
         of_average = found_nothing or (ap is not None and averaged > ap)
         weights = path if of_average else weights
+    elif os.path.isfile(path):
+        said += f"; averaged weights in {path}"
     has_detections = of_average or (ap is not None and not found_nothing)
     command = _report_command(cfg, of_average) if has_detections else ""
     logger.info(f"done: {said}" + (f"; where it fails: {command}" if command else ""))

@@ -26,15 +26,15 @@ class StableDecayParamScheduler(ParamScheduler):
         self.decay_share = decay_share
 
     def __call__(self, where: float) -> float:
-        return min(1.0, (1.0 - where) / self.decay_share)
+        return min(1.0, max(0.0, 1.0 - where) / self.decay_share)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
     """Detectron2's schedule, or ``SOLVER.LR_SCHEDULER_NAME WarmupStableDecayLR``.
 
     Args:
-        cfg: ``SOLVER.DECAY_SHARE`` is of the iterations, in which the rate falls to 0; warm-up is
-            Detectron2's.
+        cfg: ``SOLVER.DECAY_SHARE`` is of the iterations, the last ones, in which the rate falls to
+            0. Warm-up is Detectron2's, and ``SOLVER.RESCALE_INTERVAL`` where it has that key.
         optimizer: whose groups are scheduled.
 
     Raises:
@@ -43,10 +43,12 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != STABLE_DECAY:
         return stock.build_lr_scheduler(cfg, optimizer)
+    rescaled = {"rescale_interval": True} if solver.get("RESCALE_INTERVAL") else {}
     multiplier = WarmupParamScheduler(
         StableDecayParamScheduler(solver.DECAY_SHARE),
         solver.WARMUP_FACTOR,
         min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         solver.WARMUP_METHOD,
+        **rescaled,
     )
     return LRMultiplier(optimizer, multiplier, solver.MAX_ITER)

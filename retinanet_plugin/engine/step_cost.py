@@ -24,6 +24,8 @@ from .trainer import Trainer
 _WARM_UP_STEPS = 2  # the first ones allocate memory and choose algorithms
 _FEWEST_STEPS, _MOST_STEPS = 3, 20
 _MOST_EVALUATED = 8
+# Of the first measurements; with slow steps they are not repeated.
+_MEASURING_S = 15.0
 # The rest is for batches of larger images than those that were measured.
 _MEMORY_SHARE = 0.8
 
@@ -41,12 +43,7 @@ def measure_machine(cfg: CfgNode, facts: DatasetFacts, precision: list[Choice]) 
     """
     quick = cfg.clone()
     quick.merge_from_list(options(precision))
-    # Twice each, in turn: another program that wakes up is not to make one of them look slow.
-    costs = [measure_step(each, seconds=2.0) for each in (cfg, quick, cfg, quick)]
-    found = [cost for cost in costs if cost is not None]
-    if len(found) < len(costs):
-        raise _no_memory(cfg)
-    plain, fast = (min(found[i::2], key=_computing_seconds) for i in (0, 1))
+    plain, fast = _measure_in_turn([cfg, quick])
     sizes = resized(facts.sizes, short_edge(cfg, is_train=True), cfg.INPUT.MAX_SIZE_TRAIN)
     megapixels = cfg.SOLVER.IMS_PER_BATCH * float(sizes.prod(axis=1).mean()) / 1e6
     computing = [_computing_seconds(each) for each in (plain, fast)]
@@ -56,6 +53,24 @@ def measure_machine(cfg: CfgNode, facts: DatasetFacts, precision: list[Choice]) 
         loading_seconds=plain.loading_seconds / cfg.SOLVER.IMS_PER_BATCH,
         bfloat16_gain=computing[0] / computing[1],
     )
+
+
+def _measure_in_turn(cfgs: list[CfgNode]) -> list[StepCost]:
+    """Twice each, unless that takes long: another program that wakes up is not to make one of them
+    look slow."""
+
+    def measured() -> list[StepCost]:
+        costs = [measure_step(cfg, seconds=2.0) for cfg in cfgs]
+        found = [cost for cost in costs if cost is not None]
+        if len(found) < len(costs):
+            raise _no_memory(cfgs[0])
+        return found
+
+    start = time.perf_counter()
+    costs = measured()
+    if time.perf_counter() - start > _MEASURING_S:
+        return costs
+    return [min(pair, key=_computing_seconds) for pair in zip(costs, measured())]
 
 
 def _computing_seconds(cost: StepCost) -> float:

@@ -160,7 +160,10 @@ class Trainer(ResumableTrainer):
             elif comm.is_main_process() and self._num_trained > self.start_iter:
                 set_aside_earlier_average(self.cfg.OUTPUT_DIR)
         results = getattr(self, "_last_eval_results", None)
-        log_end(self.cfg, results, os.path.join(self.cfg.OUTPUT_DIR, FINAL_WEIGHTS))
+        weights = os.path.join(self.cfg.OUTPUT_DIR, FINAL_WEIGHTS)
+        if not os.path.isfile(weights):  # more was trained before than was asked for now
+            weights = self.checkpointer.get_checkpoint_file()
+        log_end(self.cfg, results, weights)
         return results
 
     def _evaluate(self) -> dict[str, Any]:

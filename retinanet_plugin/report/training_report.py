@@ -154,7 +154,7 @@ def _first_lr(cfg: CfgNode) -> float:
 def _schedule(cfg: CfgNode, num_images: int | None) -> str:
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupStableDecayLR":
-        return f"{solver.LR_SCHEDULER_NAME}, falls to 0 in the last {solver.DECAY_SHARE:.0%}"
+        return f"{solver.LR_SCHEDULER_NAME}, falls to 0 in the last {100 * solver.DECAY_SHARE:g}%"
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         return str(solver.LR_SCHEDULER_NAME)
     steps = [step for step in solver.STEPS if step < solver.MAX_ITER]

@@ -3,9 +3,9 @@
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
-from ..config import flattened
+from ..config import add_retinanet_config, flattened
 
 # Where things lie on this machine, and how fast the same training is there.
 _MAY_DIFFER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.COCO_JSON", "DATALOADER.NUM_WORKERS")
@@ -43,9 +43,16 @@ def _changes(saved_config: Any, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         config = None
     if not isinstance(config, dict):
         raise ValueError("its config is no text of YAML")
-    saved, now = dict(flattened(config)), dict(flattened(yaml.safe_load(cfg.dump())))
+    add_retinanet_config(default := get_cfg())  # a key that there was not yet did nothing
+    saved = {**_values(default), **dict(flattened(config))}
+    now = _values(cfg)
     return [
         (key, saved.get(key), now.get(key))
         for key in {**saved, **now}
         if saved.get(key) != now.get(key) and key not in _MAY_DIFFER
     ]
+
+
+def _values(cfg: CfgNode) -> dict[str, Any]:
+    """By keys, as a file would have them."""
+    return dict(flattened(yaml.safe_load(cfg.dump())))

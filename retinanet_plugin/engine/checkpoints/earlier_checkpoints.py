@@ -153,7 +153,9 @@ def set_aside_earlier_average(output_dir: str) -> None:
     if os.path.lexists(path):
         folder = _make_folder_of_earlier(output_dir)
         os.replace(path, os.path.join(folder, AVERAGED_WEIGHTS))
-        logger.warning(f"{path} is of before this training went on without it: now in {folder}")
+        logger.warning(
+            f"{path} is of before this training went on, which averaged nothing more: now in {folder}"
+        )
 
 
 def _make_folder_of_earlier(output_dir: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 
+from ..averaging import average_start
 from .config_probes import num_channels
 
 _BGR_MEAN = (103.530, 116.280, 123.675)
@@ -133,8 +134,7 @@ def _schedule_errors(cfg: CfgNode) -> Iterator[str]:
 
 def _average_errors(cfg: CfgNode) -> Iterator[str]:
     solver, average = cfg.SOLVER, cfg.SOLVER.WEIGHT_AVERAGE
-    start = round(average.START * solver.MAX_ITER)
-    if average.NAME and start + average.PERIOD > solver.MAX_ITER:
+    if average.NAME and average_start(cfg) + average.PERIOD > solver.MAX_ITER:
         yield (
             f"SOLVER.WEIGHT_AVERAGE.START is {average.START} and PERIOD {average.PERIOD}, so that "
             f"no weights are averaged by SOLVER.MAX_ITER {solver.MAX_ITER}: set smaller ones"

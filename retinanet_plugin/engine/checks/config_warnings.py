@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ...config import add_retinanet_config, flattened
 from ...errors import listed
+from ..learning_rate import STABLE_DECAY
 from .config_conflicts import is_reversed_mean
 
 _RGB_STD = (58.395, 57.120, 57.375)
@@ -173,6 +174,15 @@ def _solver_warnings(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, above SOLVER.MAX_ITER "
             f"{solver.MAX_ITER}: SOLVER.BASE_LR is never reached; lower the warmup"
+        )
+    elif (
+        solver.LR_SCHEDULER_NAME == STABLE_DECAY
+        and solver.WARMUP_ITERS > (1 - solver.DECAY_SHARE) * solver.MAX_ITER
+    ):
+        yield (
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS} of {solver.MAX_ITER} iterations, over "
+            f"the last {100 * solver.DECAY_SHARE:g}% of which the rate falls: SOLVER.BASE_LR is "
+            "never reached; lower the warmup"
         )
     if solver.BASE_LR > 1:
         yield f"SOLVER.BASE_LR is {solver.BASE_LR}, with which training probably diverges"
