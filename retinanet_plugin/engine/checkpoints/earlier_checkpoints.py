@@ -154,7 +154,8 @@ def set_aside_earlier_average(output_dir: str) -> None:
         folder = _make_folder_of_earlier(output_dir)
         os.replace(path, os.path.join(folder, AVERAGED_WEIGHTS))
         logger.warning(
-            f"{path} is of before this training went on, which averaged nothing more: now in {folder}"
+            f"{path} is of before this training went on, which averaged nothing more: now in "
+            f"{folder}"
         )
 
 
