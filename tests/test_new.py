@@ -1,7 +1,9 @@
 """``new``: from annotated images to a config that trains, and mistakes as sentences."""
 
 import html
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from retinanet_plugin.data.planning.intake import take_in
 from retinanet_plugin.data.planning.network import PRECISION, choose_network
 from retinanet_plugin.data.planning.plan import Wishes
 from retinanet_plugin.engine import step_cost
+from retinanet_plugin.engine.other_programs import OtherPrograms
 from retinanet_plugin.engine.step_cost import measure_machine, measure_step
 from retinanet_plugin.errors import UserError
 
@@ -37,6 +40,7 @@ def _own_catalog():
 @pytest.fixture
 def measured(monkeypatch):
     """Costs that were measured once: a test is not to depend on how busy its machine is."""
+    monkeypatch.setattr(new.OtherPrograms, "busy_cores", lambda _: 0.0)
     monkeypatch.setattr(new, "measure_machine", lambda cfg, facts, _: Machine("cpu", 0.5, 0.0, 1.6))
     cost = StepCost(0.4, 0.0, 0.05)
     monkeypatch.setattr(new, "measure_fitting_batch", lambda cfg: (cfg.SOLVER.IMS_PER_BATCH, cost))
@@ -103,6 +107,32 @@ def test_costs_are_measured(tmp_path):
     assert 0 <= cost.loading_seconds < cost.seconds < 60
     assert 0 < cost.eval_seconds < 60
     assert not (tmp_path / "plan/output").exists()
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("busy", "is_said"), [(2.0, True), (1.9, False)])
+def test_a_busy_machine_is_said(tmp_path, capsys, monkeypatch, busy, is_said):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(new.OtherPrograms, "busy_cores", lambda _: busy)
+    main(["new", str(tmp_path / "plan"), "--train", write_data(tmp_path / "data")])
+    sentence = "other programs kept 2.0 of 8 cores busy while steps were measured"
+    for text in (capsys.readouterr().out, (tmp_path / "plan/plan.html").read_text()):
+        assert (sentence in text) == is_said
+
+
+def test_other_programs_are_seen_and_this_one_is_not(monkeypatch):
+    """Of two cores, this program had one for 10 seconds, and another program 15 of its own."""
+    clock, files = (
+        iter([100.0, 110.0]),
+        iter(["cpu 1000 0 0 0 0 0 0 0", "cpu 3000 200 300 9 9 0 0 0"]),
+    )
+    own = iter([os.times_result((5.0, 0, 0, 0, 0)), os.times_result((13.0, 1.0, 1.0, 0, 0))])
+    monkeypatch.setattr("os.times", lambda: next(own))
+    monkeypatch.setattr("os.sysconf", lambda _: 100)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("builtins.open", lambda *_: io.StringIO(next(files)))
+    others = OtherPrograms()
+    assert others.busy_cores() == pytest.approx(1.5)
 
 
 def test_another_program_for_a_moment_is_no_gain_of_bfloat16(tmp_path, monkeypatch):

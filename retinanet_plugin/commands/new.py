@@ -31,6 +31,7 @@ from ..data.planning.plan import Wishes, plan_for_data
 from ..data.planning.schedule import LEAST_BUDGET, plan_schedule, usual_batch
 from ..engine import check_weights
 from ..engine.console_log import quiet
+from ..engine.other_programs import OtherPrograms
 from ..engine.step_cost import measure_fitting_batch, measure_machine
 from ..errors import UserError
 from ..new_folders import new_folder
@@ -116,15 +117,17 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     _print_section(f"{args.train} ({intake.train.format})", [*_facts(intake), *intake.notes])
 
     print("\nmeasuring what steps cost here, half a minute ...", flush=True)
+    others = OtherPrograms()
     machine = measure_machine(cfg, train, PRECISION)
     plan = plan_for_data(train, machine, wishes)
     cfg.merge_from_list(options(plan.choices))
     batch, cost = measure_fitting_batch(cfg)
+    busy = _busy_warnings(others.busy_cores())
     sizes = num_trained, len(intake.val.images)
     schedule = plan_schedule(*sizes, batch, plan.learning_rate, cost, wishes.budget)
     choices = [*plan.choices, *detections, *schedule.choices(wishes.budget)]
     _print_section("decided", [f"{x.key} {x.value}: {x.reason}" for x in choices if x.reason])
-    of_plan = [*plan.warnings, *schedule.warnings(wishes.budget)]
+    of_plan = [*plan.warnings, *schedule.warnings(wishes.budget), *busy]
     for text in of_plan:
         print(f"\nwarning: {text}")
 
@@ -143,6 +146,16 @@ def _plan(args: argparse.Namespace, folder: str) -> None:
     _write_config(folder, wishes, [*choices, *named])  # last: with it the plan is whole
     print(f"\nwrote {config_file} and {os.path.join(args.folder, 'plan.html')}")
     print(f"training will take about {in_words(schedule.seconds)}:\n  {train_command}")
+
+
+def _busy_warnings(busy: float) -> list[str]:
+    cores = os.cpu_count() or 1
+    if busy < cores / 4:
+        return []
+    return [
+        f"other programs kept {busy:.1f} of {cores} cores busy while steps were measured, which "
+        "makes the plan smaller than it has to be: plan again once they have ended"
+    ]
 
 
 def _wishes(args: argparse.Namespace, device: str) -> Wishes:
