@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ..config import add_retinanet_config
+from ..config import load_config
 from ..errors import UserError, listed
 from ..new_folders import new_files
 from ..weights.checkpoint_contents import describe_training
@@ -45,8 +45,7 @@ class Translated:
 
     def config(self) -> CfgNode:
         """The config that builds the model, without ``MODEL.WEIGHTS``."""
-        cfg = get_cfg()
-        add_retinanet_config(cfg)
+        cfg = load_config("")
         for key, value in {**_RETINANET, **self.settings}.items():
             cfg.merge_from_list([key, value])
         cfg.MODEL.WEIGHTS = ""

@@ -3,9 +3,9 @@
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_retinanet_config, flattened
+from ..config import flattened, load_config
 
 # Where things lie on this machine, and how fast the same training is there.
 _MAY_DIFFER = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.COCO_JSON", "DATALOADER.NUM_WORKERS")
@@ -43,8 +43,8 @@ def _changes(saved_config: Any, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         config = None
     if not isinstance(config, dict):
         raise ValueError("its config is no text of YAML")
-    add_retinanet_config(default := get_cfg())  # a key that there was not yet did nothing
-    saved = {**_values(default), **dict(flattened(config))}
+    # A key that there was not yet did nothing.
+    saved = {**_values(load_config("")), **dict(flattened(config))}
     now = _values(cfg)
     return [
         (key, saved.get(key), now.get(key))

@@ -8,10 +8,10 @@ from typing import Any
 import detectron2
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import add_retinanet_config
+from ..config import load_config
 from ..config_merging import with_floats
 from ..errors import UserError
 from .weight_files import read_weights
@@ -104,8 +104,7 @@ def config_of(text: str, source: str) -> CfgNode:
     Raises:
         UserError: this version does not understand it.
     """
-    cfg = get_cfg()
-    add_retinanet_config(cfg)
+    cfg = load_config("")
     cfg.set_new_allowed(True)  # keys of projects that use this package
     try:
         cfg.merge_from_other_cfg(CfgNode(with_floats(cfg, yaml.safe_load(text))))

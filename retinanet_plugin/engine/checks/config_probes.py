@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, convert_PIL_to_numpy
@@ -17,7 +17,7 @@ from detectron2.layers import get_norm
 from detectron2.solver import build_optimizer
 from PIL import Image
 
-from ...config import add_retinanet_config
+from ...config import load_config
 from ..console_log import quiet
 from ..learning_rate import build_lr_scheduler
 from .config_values import lookup
@@ -97,8 +97,9 @@ def probe_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
             accepts.
         training: whether the keys that only training reads count, too.
     """
+    default = load_config("")
     for key, probe in _ALWAYS + (_IN_TRAINING if training else ()):
-        add_retinanet_config(tried := get_cfg())
+        tried = default.clone()
         usual, value = lookup(tried, key), lookup(cfg, key)
         # Some samplers have keys of their own, which no default config has.
         tried.DATALOADER = cfg.DATALOADER.clone()

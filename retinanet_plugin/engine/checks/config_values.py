@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ...config import add_retinanet_config, flattened
+from ...config import flattened, load_config
 
 _Check = Callable[[Any], bool]
 
@@ -209,9 +209,7 @@ def value_errors(cfg: CfgNode, training: bool = True) -> Iterator[str]:
         if value is not missing and not is_right(value):  # 0.6 lacks some keys of main
             wrong.add(key)
             yield f"{key} is {value!r}: write {right}"
-    default = get_cfg()
-    add_retinanet_config(default)
-    for key, usual in flattened(default):
+    for key, usual in flattened(load_config("")):
         if key not in wrong | _MAY_BE_NONE and usual is not None and lookup(cfg, key) is None:
             yield f"{key} is None: write a value such as {usual!r}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ...config import add_retinanet_config, flattened
+from ...config import flattened, load_config
 from ...errors import listed
 from ..learning_rate import STABLE_DECAY
 from .config_conflicts import is_reversed_mean
@@ -73,11 +73,10 @@ def _set_for_other_models(cfg: CfgNode) -> list[str]:
 
 def _unread_by_stock(cfg: CfgNode) -> list[str]:
     """Keys of this package that are set and that Detectron2's own model does not have."""
-    known, default = dict(flattened(get_cfg())), get_cfg()
-    add_retinanet_config(default)
+    known = dict(flattened(get_cfg()))
     return [
         key
-        for key in _away_from(default, cfg)
+        for key in _away_from(load_config(""), cfg)
         if key.startswith("MODEL.RETINANET.") and key not in known
     ]
 
